@@ -1,0 +1,1 @@
+"""Database revisions, applied by `openai-worker migrate`."""

@@ -1,0 +1,1 @@
+"""The wire contract: what travels between producers, workers and operators' tools."""

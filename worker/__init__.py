@@ -1,0 +1,1 @@
+"""An event-driven worker that runs OpenAI jobs from RabbitMQ."""

@@ -1,0 +1,1 @@
+"""One outside thing each; adapters know neither the core nor each other."""

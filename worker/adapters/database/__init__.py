@@ -1,0 +1,1 @@
+"""The SQL database: tables, group commit, jobs, ledger."""

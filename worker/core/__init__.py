@@ -1,0 +1,1 @@
+"""The work: from a delivery to its reply. Start with `processor`."""
