@@ -1,0 +1,51 @@
+"""What a kind of job must provide; one file in this package each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import schemas.job
+from schemas.failure import Failure
+from schemas.names import Kind
+from worker.domain.answer import Answer
+from worker.domain.job import Job
+from worker.domain.usage import Usage
+
+
+class InvalidJobError(Exception):
+    """The job cannot be run as it is; the message says what to change and never quotes content."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a job came to. A failure may still carry the answer it was judged by."""
+
+    answer: Answer | None
+    failure: Failure | None = None
+
+
+class Steps(Protocol):
+    """The requests a running job may make; each is admitted, recorded and retried as one step."""
+
+    async def call(self, request: Mapping[str, Any], reserve: Usage) -> Answer:
+        """Send one request and return its answer. Raises only what the processor handles."""
+
+    async def checkpoint(self, state: bytes) -> None:
+        """Make the last answer durable, with what is needed to go on from it."""
+
+
+class KindHandler(Protocol):
+    """Prepares and runs the jobs of one kind. Holds no state of a job."""
+
+    @property
+    def kind(self) -> Kind:
+        """The kind it serves."""
+
+    def prepare(self, job: schemas.job.Job) -> Mapping[str, Any]:
+        """Return the request as its endpoint takes it. Raises InvalidJobError."""
+
+    def reserve(self, request: Mapping[str, Any]) -> Usage:
+        """Return an upper bound of what the next request will use."""
+
+    async def run(self, job: Job, steps: Steps, checkpoint: bytes | None) -> Result:
+        """Run the job to its result, going on from a checkpoint where there is one."""
