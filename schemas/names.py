@@ -30,6 +30,8 @@ RETRY_SECONDS: Final = (5, 30, 120, 600, 3600)
 
 X_REASON: Final = "x-reason"
 X_REPLY_ID: Final = "x-reply-id"
+X_PARKED: Final = "x-parked"
+"""Set on copies that went through a waiting room: how often."""
 
 REPLY_TYPE: Final = "reply"
 CHUNK_TYPE: Final = "chunk"

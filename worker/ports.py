@@ -33,6 +33,9 @@ class Delivery:
     user_id: str | None = None
     content_type: str | None = None
     content_encoding: str | None = None
+    type: str | None = None
+    app_id: str | None = None
+    timestamp: datetime | None = None
     headers: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -1,10 +1,18 @@
 """OpenAI's answer, read once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from worker.domain.usage import Usage
+import jiter
+
+from schemas.names import Kind
+from worker.domain.usage import Meter, Usage
+
+_Object: TypeAlias = Mapping[str, Any]
+
+_MOST: Final = 2**53
+"""Counts from here on are nonsense, and no longer exact everywhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +31,217 @@ class Answer:
     body: bytes
     data: Mapping[str, Any]
     model: str
+    """As OpenAI names it; empty where the answer does not."""
     service_tier: str | None
     usage: Usage | None
     text: str | None
+    """What the model said, without refusals; of several choices the first one's."""
     finish_reason: str | None
+    """In the words of Chat Completions; for Responses also `failed`, `cancelled`, `queued`, `in_progress`."""
     tool_calls: Sequence[ToolCall] = ()
 
 
 class GarbledAnswerError(Exception):
     """A 2xx whose body is not what the endpoint promises; the message never quotes it."""
+
+
+def read_answer(kind: Kind, body: bytes) -> Answer:
+    """Read the body of a 2xx of the kind's endpoint. Raises GarbledAnswerError."""
+    try:
+        data = jiter.from_json(body, allow_inf_nan=False, cache_mode="keys")
+    except ValueError as error:
+        raise GarbledAnswerError("it is not JSON") from error
+    if not isinstance(data, dict):
+        raise GarbledAnswerError("it is not a JSON object")
+    read, usage_names = _SHAPES.get(kind, _CHAT)
+    said = read(data)
+    return Answer(
+        body=body,
+        data=data,
+        model=_text(data.get("model")) or "",
+        service_tier=_text(data.get("service_tier")),
+        usage=_usage(data, usage_names),
+        text=said.text,
+        finish_reason=said.finish_reason,
+        tool_calls=said.tool_calls,
+    )
+
+
+# ---------------------------------------------------------------- what was said
+
+
+class _Said(NamedTuple):
+    text: str | None
+    finish_reason: str | None
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+def _chat(data: _Object) -> _Said:
+    choice = next(_objects(data.get("choices")), {})
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise GarbledAnswerError("it holds no choice with a message")
+    calls = (_chat_call(call) for call in _objects(message.get("tool_calls")))
+    return _Said(_text(message.get("content")), _text(choice.get("finish_reason")), tuple(calls))
+
+
+def _chat_call(call: _Object) -> ToolCall:
+    custom = call.get("custom")
+    if isinstance(custom, dict):
+        return _tool_call(call.get("id"), custom.get("name"), custom.get("input"))
+    function = call.get("function")
+    function = function if isinstance(function, dict) else {}
+    return _tool_call(call.get("id"), function.get("name"), function.get("arguments"))
+
+
+def _response(data: _Object) -> _Said:
+    status, output = data.get("status"), data.get("output")
+    if not isinstance(status, str) or not isinstance(output, list):
+        raise GarbledAnswerError("it holds no status or no output")
+    texts = [
+        part["text"]
+        for item in _objects(output)
+        for part in _objects(item.get("content"))
+        if part.get("type") == "output_text" and isinstance(part.get("text"), str)
+    ]
+    calls = tuple(
+        _tool_call(item.get("call_id"), item.get("name"), item.get(_CALLS[item["type"]]))
+        for item in _objects(output)
+        if item.get("type") in _CALLS
+    )
+    return _Said("".join(texts) if texts else None, _response_finish(data, status, calls), calls)
+
+
+_CALLS: Final = {"function_call": "arguments", "custom_tool_call": "input"}
+
+
+def _response_finish(data: _Object, status: str, calls: tuple[ToolCall, ...]) -> str:
+    if status == "completed":
+        return "tool_calls" if calls else "stop"
+    if status == "incomplete":
+        details = data.get("incomplete_details")
+        reason = _text(details.get("reason")) if isinstance(details, dict) else None
+        return "length" if reason == "max_output_tokens" else reason or status
+    return status
+
+
+def _embeddings(data: _Object) -> _Said:
+    if not any("embedding" in item for item in _objects(data.get("data"))):
+        raise GarbledAnswerError("it holds no embedding")
+    return _Said(None, None)
+
+
+def _objects(value: object) -> Iterator[_Object]:
+    """Return the objects of what ought to be a list of them."""
+    return (item for item in value if isinstance(item, dict)) if isinstance(value, list) else iter(())
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _tool_call(call_id: object, name: object, arguments: object) -> ToolCall:
+    if not isinstance(call_id, str) or not isinstance(name, str) or not isinstance(arguments, str):
+        raise GarbledAnswerError("it holds a tool call without id, name or arguments")
+    return ToolCall(id=call_id, name=name, arguments=arguments)
+
+
+# ---------------------------------------------------------------- what it used
+
+
+class _Names(NamedTuple):
+    input: str
+    output: str | None
+
+
+_INPUT_METERS: Final = {"audio_tokens": Meter.AUDIO_INPUT, "image_tokens": Meter.IMAGE_INPUT}
+_WRITE_METERS: Final = {"ttl_30m_tokens": Meter.CACHE_WRITE_30M, "ttl_12h_tokens": Meter.CACHE_WRITE_12H}
+_OUTPUT_METERS: Final = {
+    "audio_tokens": Meter.AUDIO_OUTPUT,
+    "accepted_prediction_tokens": Meter.ACCEPTED_PREDICTION,
+    "rejected_prediction_tokens": Meter.REJECTED_PREDICTION,
+}
+_SEARCH_METERS: Final = {"num_requests": Meter.WEB_SEARCH}
+_DRAWING_METERS: Final = {
+    "input_tokens": Meter.IMAGE_GENERATION_INPUT,
+    "output_tokens": Meter.IMAGE_GENERATION_OUTPUT,
+}
+
+
+def _usage(data: _Object, names: _Names) -> Usage | None:
+    """Return the usage if it can be true; what is wrong in any part is not billed from."""
+    try:
+        usage = _counts(data, names)
+    except ValueError:
+        return None
+    return usage if _consistent(usage) else None
+
+
+def _counts(data: _Object, names: _Names) -> Usage:
+    usage = _part(data, "usage")
+    inputs = _part(usage, f"{names.input}_details")
+    outputs = _part(usage, f"{names.output}_details")
+    tools = _part(data, "tool_usage")
+    searches = sum(item.get("type") == "file_search_call" for item in _objects(data.get("output")))
+    meters = (
+        _meters(inputs, _INPUT_METERS)
+        | _meters(_part(inputs, "cache_write_tokens_details"), _WRITE_METERS)
+        | _meters(outputs, _OUTPUT_METERS)
+        | _meters(_part(tools, "web_search"), _SEARCH_METERS)
+        | _meters(_part(tools, "image_gen"), _DRAWING_METERS)
+        | ({Meter.FILE_SEARCH.value: searches} if searches else {})
+    )
+    return Usage(
+        input_tokens=_required(usage, names.input),
+        cached_input_tokens=_count(inputs.get("cached_tokens")),
+        cache_write_tokens=_count(inputs.get("cache_write_tokens")),
+        output_tokens=_required(usage, names.output) if names.output else 0,
+        reasoning_tokens=_count(outputs.get("reasoning_tokens")),
+        meters=meters,
+    )
+
+
+def _consistent(usage: Usage) -> bool:
+    """Tell whether the parts fit into their wholes; and no request is without input."""
+    meter = usage.meters.get
+    return (
+        usage.input_tokens > 0
+        and usage.cached_input_tokens + usage.cache_write_tokens <= usage.input_tokens
+        and meter(Meter.AUDIO_INPUT, 0) + meter(Meter.IMAGE_INPUT, 0) <= usage.input_tokens
+        and meter(Meter.CACHE_WRITE_30M, 0) + meter(Meter.CACHE_WRITE_12H, 0) <= usage.cache_write_tokens
+        and max(usage.reasoning_tokens, meter(Meter.AUDIO_OUTPUT, 0)) <= usage.output_tokens
+    )
+
+
+def _part(whole: _Object, name: str) -> _Object:
+    part = whole.get(name)
+    if part is not None and not isinstance(part, dict):
+        raise ValueError("no object")
+    return part or {}
+
+
+def _meters(part: _Object, names: Mapping[str, Meter]) -> dict[str, int]:
+    found = {meter.value: _count(part.get(name)) for name, meter in names.items()}
+    return {name: count for name, count in found.items() if count}
+
+
+def _required(part: _Object, name: str) -> int:
+    if part.get(name) is None:
+        raise ValueError("missing")
+    return _count(part[name])
+
+
+def _count(value: object) -> int:
+    if value is None:
+        return 0
+    if type(value) is not int or not 0 <= value < _MOST:
+        raise ValueError("no count")
+    return value
+
+
+_Shape: TypeAlias = tuple[Callable[[_Object], _Said], _Names]
+_CHAT: Final[_Shape] = (_chat, _Names("prompt_tokens", "completion_tokens"))
+_SHAPES: Final[Mapping[Kind, _Shape]] = {
+    Kind.ASSISTANT: (_response, _Names("input_tokens", "output_tokens")),
+    Kind.EMBEDDING: (_embeddings, _Names("prompt_tokens", None)),
+}

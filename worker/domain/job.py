@@ -40,3 +40,5 @@ class Job:
     address: ReplyAddress
     body: bytes
     received_at: datetime
+    high: bool = False
+    """It came on a `.high` lane."""

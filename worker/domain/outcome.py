@@ -33,6 +33,8 @@ class Lost:
     sent: bool
     timed_out: bool
     message: str
+    too_large: bool = False
+    """The answer outgrew what a worker keeps in memory: it is billed, and would be again."""
 
 
 Outcome: TypeAlias = Answered | Refused | Lost

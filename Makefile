@@ -1,0 +1,58 @@
+# Every target makes the virtual environment first and starts, on private ports, the servers that it lacks.
+# AMQP_URL and DATABASE_URL, when set, name servers to use instead: for `make test` a PostgreSQL to create databases on.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SERVERS := $(BIN)/python -m dev.servers run
+
+export LIVE
+export PYTHONUNBUFFERED = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test faults check format lint imports types fix requirements clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(READY): requirements/runtime.txt requirements/dev.txt pyproject.toml
+	@echo "making $(VENV) from requirements/dev.txt …"
+	@$(PYTHON) -m dev.venv $(VENV) requirements/dev.txt
+	@touch $@
+
+demo: $(READY) ## jobs through a real RabbitMQ, answered, stored, priced; LIVE=1 asks OpenAI itself
+	@$(SERVERS) --rabbitmq --docker -- $(BIN)/python -m examples.demo
+
+test: $(READY) ## the tests, on real RabbitMQ, SQLite and PostgreSQL; ARGS="-k name" picks some
+	@$(SERVERS) --rabbitmq --postgres -- $(BIN)/pytest -m "not slow and not faults" $(ARGS)
+
+faults: $(READY) ## kills, cuts and corrupts real processes
+	@$(SERVERS) --rabbitmq --postgres -- $(BIN)/pytest -m faults $(ARGS)
+
+check: format lint imports types ## format, lint, imports, types
+
+format: $(READY) ## is everything formatted?
+	$(BIN)/ruff format --check
+
+lint: $(READY) ## ruff
+	$(BIN)/ruff check
+
+imports: $(READY) ## do imports point down only?
+	$(BIN)/lint-imports
+
+types: $(READY) ## mypy
+	$(BIN)/mypy
+	$(BIN)/mypy --package dev
+
+fix: $(READY) ## format, and mend what ruff can mend
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+requirements: ## pin the newest versions that pyproject.toml and requirements/dev.in allow
+	$(PYTHON) -m dev.requirements
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info build

@@ -1,0 +1,43 @@
+"""Throwaway folders that a later run removes when their owner was killed."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+LOCK = "lock"
+
+
+@contextlib.contextmanager
+def fresh_folder() -> Iterator[Path]:
+    """Make a folder for private servers and remove it at the end.
+
+    It lies below the system's temporary folder because a UNIX socket path has room for about 100 bytes, and because
+    another user (PostgreSQL refuses to run as root) must be able to walk there.
+    """
+    base = Path(tempfile.gettempdir()) / f"openai-worker-dev-{os.getuid()}"
+    base.mkdir(mode=0o711, exist_ok=True)
+    if base.is_symlink() or base.stat().st_uid != os.getuid():
+        message = f"{base} belongs to someone else"
+        raise PermissionError(message)
+    sweep(base)
+    folder = Path(tempfile.mkdtemp(dir=base))
+    folder.chmod(0o711)
+    with (folder / "new").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "new").rename(folder / LOCK)  # nobody sees it before it is held
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(base: Path) -> None:
+    """Remove the folders whose owners are gone: nobody holds their lock any more."""
+    for lock_path in base.glob(f"*/{LOCK}"):
+        with contextlib.suppress(OSError), lock_path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock_path.parent, ignore_errors=True)

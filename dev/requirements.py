@@ -1,0 +1,42 @@
+"""Pin what pyproject.toml and requirements/dev.in ask for, with all that follows from it, in clean environments."""
+
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+
+FOLDER = Path("requirements")
+HEADER = "# Made by `make requirements` from {source}; do not edit.\n"
+
+
+def main() -> None:
+    """Write requirements/runtime.txt and requirements/dev.txt."""
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    runtime = frozen(project["dependencies"])
+    write("runtime.txt", "pyproject.toml", runtime)
+    asked = (FOLDER / "dev.in").read_text(encoding="utf-8").splitlines()
+    tools = [line for line in asked if line and not line.startswith("#")]
+    everything = frozen([*runtime, *tools])
+    write("dev.txt", "requirements/dev.in", ["-r runtime.txt", *(pin for pin in everything if pin not in runtime)])
+
+
+def frozen(wanted: Iterable[str]) -> list[str]:
+    """Install into a new environment and list what is there."""
+    with tempfile.TemporaryDirectory() as folder:
+        python = f"{folder}/bin/python"
+        pip = [python, "-m", "pip", "--disable-pip-version-check"]
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)  # noqa: S603 - fixed commands
+        subprocess.run([*pip, "install", "--quiet", *wanted], check=True)  # noqa: S603 - likewise
+        listing = subprocess.run([*pip, "freeze"], check=True, capture_output=True, text=True)  # noqa: S603 - likewise
+    return listing.stdout.splitlines()
+
+
+def write(name: str, source: str, lines: Iterable[str]) -> None:
+    """Write one file of pins."""
+    (FOLDER / name).write_text(HEADER.format(source=source) + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""Create jobs and ledger."""
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+INTEGER: Any = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+DOCUMENT: Any = sa.JSON().with_variant(JSONB(), "postgresql")
+TIME = sa.DateTime(timezone=True)
+
+SUMS = """
+       CAST(sum(requests) AS BIGINT) AS requests,
+       CAST(sum(input_tokens) AS BIGINT) AS input_tokens,
+       CAST(sum(cached_input_tokens) AS BIGINT) AS cached_input_tokens,
+       CAST(sum(cache_write_tokens) AS BIGINT) AS cache_write_tokens,
+       CAST(sum(output_tokens) AS BIGINT) AS output_tokens,
+       CAST(sum(reasoning_tokens) AS BIGINT) AS reasoning_tokens,
+       CAST(coalesce(sum(cost_nano_usd), 0) AS BIGINT) AS cost_nano_usd,
+       CAST(sum(unpriced_requests) AS BIGINT) AS unpriced_requests,
+       CAST(sum(estimated_requests) AS BIGINT) AS estimated_requests,
+       CAST(sum(estimated_cost_nano_usd) AS BIGINT) AS estimated_cost_nano_usd
+  FROM usage_ledger
+"""
+DAY = {"sqlite": "date(occurred_at)", "postgresql": "CAST(occurred_at AT TIME ZONE 'UTC' AS date)"}
+MONTH = {
+    "sqlite": "strftime('%Y-%m', occurred_at)",
+    "postgresql": "to_char(occurred_at AT TIME ZONE 'UTC', 'YYYY-MM')",
+}
+APPEND_ONLY = {
+    "sqlite": [
+        f"""
+        CREATE TRIGGER usage_ledger_no_{event} BEFORE {event} ON usage_ledger
+        BEGIN SELECT RAISE(ABORT, 'usage_ledger is append-only'); END
+        """
+        for event in ("update", "delete")
+    ],
+    "postgresql": [
+        """
+        CREATE FUNCTION usage_ledger_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+          RAISE EXCEPTION 'usage_ledger is append-only' USING ERRCODE = 'restrict_violation';
+        END $$
+        """,
+        """
+        CREATE TRIGGER usage_ledger_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON usage_ledger
+        FOR EACH STATEMENT EXECUTE FUNCTION usage_ledger_append_only()
+        """,
+        "ALTER TABLE usage_ledger ENABLE ALWAYS TRIGGER usage_ledger_append_only",
+    ],
+}
+
+
+def upgrade() -> None:
+    create_jobs()
+    create_bodies()
+    create_attempts()
+    create_ledger()
+    create_workers()
+    dialect = op.get_bind().dialect.name
+    for statement in APPEND_ONLY[dialect]:
+        op.execute(statement)
+    op.execute(
+        f"CREATE VIEW usage_daily AS SELECT {DAY[dialect]} AS day, tenant, model, {SUMS} GROUP BY 1, 2, 3"
+    )
+    op.execute(f"CREATE VIEW usage_monthly AS SELECT {MONTH[dialect]} AS month, tenant, {SUMS} GROUP BY 1, 2")
+
+
+def downgrade() -> None:
+    op.execute("DROP VIEW usage_monthly")
+    op.execute("DROP VIEW usage_daily")
+    for table in (
+        "workers",
+        "usage_ledger",
+        "attempts",
+        "checkpoints",
+        "results",
+        "requests",
+        "jobs",
+    ):
+        op.drop_table(table)
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("DROP FUNCTION usage_ledger_append_only()")
+
+
+def create_jobs() -> None:
+    op.create_table(
+        "jobs",
+        *key(),
+        sa.Column("kind", sa.Text),
+        sa.Column("lane", sa.Text),
+        sa.Column("model", sa.Text),
+        sa.Column("status", sa.Text, nullable=False),
+        count("attempts"),
+        sa.Column("labels", DOCUMENT, nullable=False),
+        sa.Column("reply_status", sa.Text, nullable=False, server_default="none"),
+        sa.Column("received_at", TIME, nullable=False),
+        sa.Column("started_at", TIME),
+        sa.Column("finished_at", TIME),
+        sa.Column("error_code", sa.Text),
+        sa.Column("fingerprint", sa.LargeBinary),
+        sa.Column("lease_owner", sa.Text),
+        sa.Column("lease_token", INTEGER),
+        count("takeovers"),
+        count("step_attempts"),
+        sa.Column("next_attempt_at", TIME),
+        sa.Column("waiting_for", sa.Text),
+        sa.Column("cancel_requested_at", TIME),
+        sa.Column("reply_to", sa.Text),
+        sa.Column("correlation_id", sa.Text),
+        sa.Column("reply_id", sa.Text),
+        sa.Column("reply_due_at", TIME),
+        count("reply_tries"),
+        sa.PrimaryKeyConstraint("tenant", "job_id", name="pk_jobs"),
+        sa.CheckConstraint(
+            "status IN ('waiting', 'running', 'succeeded', 'failed', 'cancelled', 'expired')",
+            name="ck_jobs_status",
+        ),
+        sa.CheckConstraint(
+            "reply_status IN ('none', 'pending', 'sent', 'undeliverable')", name="ck_jobs_reply_status"
+        ),
+    )
+    op.create_index("ix_jobs_received_at", "jobs", ["received_at"])
+    partial_index("ix_jobs_waiting", "jobs", ["next_attempt_at"], "status = 'waiting'")
+    partial_index("ix_jobs_running", "jobs", ["lease_owner"], "status = 'running'")
+    partial_index("ix_jobs_owed", "jobs", ["reply_due_at"], "reply_status = 'pending'")
+
+
+def create_bodies() -> None:
+    for table, column in (("requests", "body"), ("results", "body"), ("checkpoints", "state")):
+        op.create_table(
+            table,
+            *key(),
+            sa.Column(column, sa.LargeBinary, nullable=False),
+            sa.PrimaryKeyConstraint("tenant", "job_id", name=f"pk_{table}"),
+            of_job(table),
+        )
+
+
+def create_attempts() -> None:
+    op.create_table(
+        "attempts",
+        *key(),
+        sa.Column("attempt_no", INTEGER, nullable=False),
+        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("http_status", INTEGER),
+        sa.Column("error_code", sa.Text),
+        sa.Column("openai_request_id", sa.Text),
+        sa.Column("started_at", TIME, nullable=False),
+        sa.Column("finished_at", TIME),
+        sa.Column("model", sa.Text, nullable=False),
+        sa.Column("service_tier", sa.Text),
+        sa.Column("account", sa.Text, nullable=False),
+        sa.Column("organization", sa.Text),
+        sa.Column("project", sa.Text),
+        sa.Column("worker_id", sa.Text, nullable=False),
+        sa.Column("lease_token", INTEGER, nullable=False),
+        sa.Column("reserved_usage", DOCUMENT, nullable=False),
+        sa.Column("reserved_cost_nano_usd", INTEGER),
+        sa.Column("reserved_prices", DOCUMENT),
+        sa.PrimaryKeyConstraint("tenant", "job_id", "attempt_no", name="pk_attempts"),
+        sa.CheckConstraint(
+            "state IN ('in_flight', 'succeeded', 'rejected', 'failed', 'unknown')", name="ck_attempts_state"
+        ),
+        of_job("attempts", erased_with_it=False),
+    )
+
+
+def create_ledger() -> None:
+    op.create_table(
+        "usage_ledger",
+        sa.Column("id", INTEGER, sa.Identity(), nullable=False),
+        *key(),
+        sa.Column("attempt_no", INTEGER, nullable=False),
+        sa.Column("entry", sa.Text, nullable=False),
+        sa.Column("model", sa.Text, nullable=False),
+        sa.Column("service_tier", sa.Text),
+        count("input_tokens"),
+        count("cached_input_tokens"),
+        count("cache_write_tokens"),
+        count("output_tokens"),
+        count("reasoning_tokens"),
+        sa.Column("meters", DOCUMENT),
+        sa.Column("cost_nano_usd", INTEGER, comment="10^-9 US dollars; null = unpriced"),
+        sa.Column("prices", DOCUMENT),
+        sa.Column("labels", DOCUMENT, nullable=False),
+        sa.Column("organization", sa.Text),
+        sa.Column("project", sa.Text),
+        sa.Column("occurred_at", TIME, nullable=False),
+        sa.Column("kind", sa.Text),
+        sa.Column("account", sa.Text, nullable=False),
+        sa.Column("requests", INTEGER, nullable=False),
+        sa.Column("unpriced_requests", INTEGER, nullable=False),
+        sa.Column("estimated_requests", INTEGER, nullable=False),
+        sa.Column("estimated_cost_nano_usd", INTEGER, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_usage_ledger"),
+        sa.CheckConstraint("entry IN ('measured', 'estimated', 'correction')", name="ck_usage_ledger_entry"),
+    )
+    op.create_index("ix_usage_ledger_occurred_at", "usage_ledger", ["occurred_at"])
+    op.create_index("ix_usage_ledger_tenant_occurred_at", "usage_ledger", ["tenant", "occurred_at"])
+    partial_index(
+        "uq_usage_ledger_attempt",
+        "usage_ledger",
+        ["tenant", "job_id", "attempt_no"],
+        "entry <> 'correction'",
+        unique=True,
+    )
+
+
+def create_workers() -> None:
+    op.create_table(
+        "workers",
+        sa.Column("worker_id", sa.Text, nullable=False),
+        sa.Column("host", sa.Text, nullable=False),
+        sa.Column("pid", INTEGER, nullable=False),
+        sa.Column("started_at", TIME, nullable=False),
+        sa.Column("alive_until", TIME, nullable=False),
+        sa.PrimaryKeyConstraint("worker_id", name="pk_workers"),
+    )
+
+
+def key() -> tuple[sa.Column[str], sa.Column[str]]:
+    return sa.Column("tenant", sa.Text, nullable=False), sa.Column("job_id", sa.Text, nullable=False)
+
+
+def count(name: str) -> sa.Column[int]:
+    return sa.Column(name, INTEGER, nullable=False, server_default="0")
+
+
+def of_job(table: str, *, erased_with_it: bool = True) -> sa.ForeignKeyConstraint:
+    return sa.ForeignKeyConstraint(
+        ["tenant", "job_id"],
+        ["jobs.tenant", "jobs.job_id"],
+        name=f"fk_{table}_jobs",
+        ondelete="CASCADE" if erased_with_it else None,
+    )
+
+
+def partial_index(name: str, table: str, columns: list[str], where: str, *, unique: bool = False) -> None:
+    op.create_index(
+        name,
+        table,
+        columns,
+        unique=unique,
+        sqlite_where=sa.text(where),
+        postgresql_where=sa.text(where),
+    )

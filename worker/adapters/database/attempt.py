@@ -1,0 +1,116 @@
+"""Between the commits: further intents, and outcomes that do not end the job."""
+
+from dataclasses import dataclass
+
+from typing_extensions import override
+
+from worker.adapters.database.claim import insert_attempt
+from worker.adapters.database.ledger import correction_row, ledger_row
+from worker.adapters.database.tables import usage_ledger
+from worker.adapters.database.work import LockedJob, Operation, Past, Writes
+from worker.domain.attempt import AttemptRecord, AttemptState, Entry
+from worker.domain.claims import JobStatus
+from worker.domain.job import JobKey
+from worker.ports import NextAttempt, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class BeginAttempt(Operation[bool]):
+    """Writes the intent of a further attempt."""
+
+    attempt: NextAttempt
+    owner: str
+
+    @property
+    @override
+    def key(self) -> JobKey:
+        return self.attempt.key
+
+    @override
+    def apply(self, job: LockedJob | None, past: Past | None, writes: Writes) -> bool:
+        attempt = self.attempt
+        if job is None or not holds(job, attempt.lease_token):
+            return False
+        insert_attempt(
+            writes,
+            attempt.key,
+            attempt.attempt_no,
+            attempt.intent,
+            owner=self.owner,
+            lease_token=attempt.lease_token,
+        )
+        writes.update_job(
+            attempt.key,
+            attempts=attempt.attempt_no,
+            # A difference, not a step of one: written twice it must count once.
+            step_attempts=job.step_attempts + attempt.attempt_no - job.attempts,
+        )
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class RecordProgress(Operation[bool]):
+    """Writes the outcome of an attempt, and what the next worker goes on from."""
+
+    progress: Progress
+
+    @property
+    @override
+    def key(self) -> JobKey:
+        return self.progress.record.key
+
+    @override
+    def needs_past(self, job: LockedJob) -> bool:
+        return not holds(job, self.progress.lease_token)
+
+    @override
+    def apply(self, job: LockedJob | None, past: Past | None, writes: Writes) -> bool:
+        progress = self.progress
+        if job is None or past is not None:
+            record_late(writes, job, past, progress.record)
+            return False
+        record_on_time(writes, job, progress.record)
+        if progress.checkpoint is not None:
+            writes.save_checkpoint(self.key, progress.checkpoint)
+            writes.update_job(self.key, step_attempts=0)
+        return True
+
+
+def holds(job: LockedJob, lease_token: int) -> bool:
+    """Whether the claim with this token still runs the job."""
+    return job.status == JobStatus.RUNNING and job.lease_token == lease_token
+
+
+def record_on_time(writes: Writes, job: LockedJob, record: AttemptRecord) -> None:
+    """Write an outcome under a claim that holds."""
+    writes.record_outcome(record)
+    _book(writes, job.kind, record)
+
+
+def record_late(writes: Writes, job: LockedJob | None, past: Past | None, record: AttemptRecord) -> None:
+    """Write an outcome whose job has gone on without it: the money is spent all the same."""
+    kind = job.kind if job else None
+    attempt = past.open_attempts.get(record.attempt_no) if past else None
+    if past is None or attempt is None:
+        _book(writes, kind, record)
+        return
+    guesses = (row for row in past.booked if row.attempt_no == record.attempt_no)
+    guess = next((row for row in guesses if row.entry.entry is Entry.ESTIMATED), None)
+    if guess is None:
+        record_on_time(writes, job, record) if job else _book(writes, kind, record)
+    elif record.state is not AttemptState.UNKNOWN:
+        writes.record_outcome(record)
+        writes.insert(usage_ledger, correction_row(record.key, kind, guess, record))
+
+
+def _book(writes: Writes, kind: str | None, record: AttemptRecord) -> None:
+    if record.ledger is not None:
+        row = ledger_row(
+            record.key,
+            record.attempt_no,
+            record.ledger,
+            kind=kind,
+            labels=record.labels,
+            account=record.account,
+        )
+        writes.insert(usage_ledger, row)

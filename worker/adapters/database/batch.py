@@ -1,0 +1,66 @@
+"""Runs a batch of operations in one transaction, with few statements however many there are."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from worker.adapters.database.history import load_past
+from worker.adapters.database.sql import KEYS, keys_value
+from worker.adapters.database.statements import Statements
+from worker.adapters.database.tables import jobs
+from worker.adapters.database.work import LockedJob, Operation, Step, Writes
+from worker.domain.job import JobKey
+
+Work: TypeAlias = Operation[Any] | Step[Any]
+
+
+class Batch:
+    """Operations on different jobs, and steps.
+
+    The order keeps transactions from waiting for each other in a circle: new rows
+    in the order of their keys, then locks on known rows in the order of their keys,
+    then writes that cannot wait, then steps, which skip what others hold.
+    """
+
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+
+    async def run(self, connection: AsyncConnection, work: Sequence[Work]) -> list[Any]:
+        """Return the results in the order of the work."""
+        operations = [item for item in work if isinstance(item, Operation)]
+        results = await self._change_jobs(connection, operations) if operations else {}
+        return [
+            await item.run(connection, self._statements) if isinstance(item, Step) else results[item.key]
+            for item in work
+        ]
+
+    async def _change_jobs(
+        self, connection: AsyncConnection, operations: Sequence[Operation[Any]]
+    ) -> dict[JobKey, Any]:
+        await self._insert_new(connection, operations)
+        locked = await self._lock(connection, [operation.key for operation in operations])
+        needed = [
+            operation.key
+            for operation in operations
+            if (job := locked.get(operation.key)) is not None and operation.needs_past(job)
+        ]
+        past = await load_past(connection, self._statements, needed)
+        writes = Writes()
+        results = {
+            (key := operation.key): operation.apply(locked.get(key), past.get(key), writes)
+            for operation in operations
+        }
+        await writes.flush(connection, self._statements)
+        return results
+
+    async def _insert_new(self, connection: AsyncConnection, operations: Sequence[Operation[Any]]) -> None:
+        rows = [row for operation in operations if (row := operation.new_row()) is not None]
+        if rows:
+            rows.sort(key=lambda row: (row["tenant"], row["job_id"]))
+            await connection.execute(self._statements.insert[jobs], rows)
+
+    async def _lock(self, connection: AsyncConnection, keys: list[JobKey]) -> dict[JobKey, LockedJob]:
+        found = await connection.execute(self._statements.lock, {KEYS: keys_value(keys)})
+        locked = map(LockedJob._make, found.all())
+        return {JobKey(job.tenant, job.job_id): job for job in locked}

@@ -1,0 +1,142 @@
+"""Opens the database: for a worker, for its readers, for requests to cancel."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+from uuid import uuid4
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker.adapters.database.batch import Batch
+from worker.adapters.database.engine import Use, exists, open_engine, place
+from worker.adapters.database.errors import DatabaseSchemaError
+from worker.adapters.database.lease import DatabaseClock, Worker, WorkerLease
+from worker.adapters.database.queries import Queries
+from worker.adapters.database.reach import current_revision, reach
+from worker.adapters.database.statements import Statements
+from worker.adapters.database.store import Cancels, SqlJobStore, SqlOutbox
+from worker.adapters.database.tables import REVISION
+from worker.adapters.database.writer import GroupCommit
+from worker.domain.events import Event
+from worker.ports import Observer
+
+_FLUSH_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Database:
+    """An open database, as a worker uses it."""
+
+    store: SqlJobStore
+    outbox: SqlOutbox
+    cancels: Cancels
+    queries: Queries
+    clock: DatabaseClock
+    lease: WorkerLease
+    writer: GroupCommit
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the last transaction went through."""
+        return self.writer.healthy
+
+
+@asynccontextmanager
+async def open_database(
+    url: str,
+    *,
+    observer: Observer,
+    lease_seconds: float,
+    worker_id: str | None = None,
+    startup_timeout: float = 30.0,
+) -> AsyncIterator[Database]:
+    """Open for a worker: registered, and kept alive until the end.
+
+    Raises DatabaseUrlError, DatabaseUnreachableError and DatabaseSchemaError.
+    """
+    async with (
+        open_queries(url, startup_timeout=startup_timeout) as queries,
+        _writer(url, observer) as writer,
+    ):
+        clock = DatabaseClock()
+        worker = Worker(worker_id=worker_id or uuid4().hex, started_at=clock.now())
+        lease = WorkerLease(writer, worker, clock, seconds=lease_seconds, observer=observer)
+        async with _kept(lease):
+            yield Database(
+                store=SqlJobStore(writer, lease.worker_id),
+                outbox=SqlOutbox(writer, clock),
+                cancels=Cancels(writer, clock),
+                queries=queries,
+                clock=clock,
+                lease=lease,
+                writer=writer,
+            )
+
+
+@asynccontextmanager
+async def open_queries(url: str, *, startup_timeout: float = 30.0) -> AsyncIterator[Queries]:
+    """Open for reading. Raises as `open_database`."""
+    async with _engine(url, Use.READ) as engine:
+        if not exists(url):
+            raise DatabaseSchemaError(f"{place(url)} does not exist: run `openai-worker migrate`")
+        await reach(engine, place(url), startup_timeout)
+        await _check_revision(engine, place(url))
+        yield Queries(engine)
+
+
+@asynccontextmanager
+async def open_cancels(url: str, *, startup_timeout: float = 30.0) -> AsyncIterator[Cancels]:
+    """Open to cancel jobs without being a worker. Raises as `open_database`."""
+    async with (
+        open_queries(url, startup_timeout=startup_timeout),
+        _writer(url, _ignore) as writer,
+    ):
+        yield Cancels(writer, DatabaseClock())
+
+
+@asynccontextmanager
+async def _engine(url: str, use: Use) -> AsyncIterator[AsyncEngine]:
+    engine = open_engine(url, use)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+@asynccontextmanager
+async def _writer(url: str, observer: Observer) -> AsyncIterator[GroupCommit]:
+    async with _engine(url, Use.WRITE) as engine:
+        writer = GroupCommit(engine, Batch(Statements(engine.dialect.name)).run, observer)
+        writer.start()
+        try:
+            yield writer
+        finally:
+            await writer.close(_FLUSH_SECONDS)
+
+
+@asynccontextmanager
+async def _kept(lease: WorkerLease) -> AsyncIterator[None]:
+    await lease.open()
+    keeper = asyncio.get_running_loop().create_task(lease.keep(), name="database-lease")
+    try:
+        yield
+    finally:
+        keeper.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeper
+        lease.close()
+
+
+async def _check_revision(engine: AsyncEngine, where: str) -> None:
+    revision = await current_revision(engine)
+    if revision != REVISION:
+        raise DatabaseSchemaError(
+            f"{where} is at revision {revision or 'none'}, this program needs {REVISION}:"
+            " run `openai-worker migrate`"
+        )
+
+
+def _ignore(event: Event) -> None:
+    _ = event

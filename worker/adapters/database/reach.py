@@ -1,0 +1,47 @@
+"""The first contact with a database: whether it is there, and what is in it."""
+
+import asyncio
+import random
+from typing import Final
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker.adapters.database.errors import (
+    DatabaseUnreachableError,
+    Trouble,
+    describe,
+    trouble,
+    wrong_settings,
+)
+
+_PAUSE_SECONDS: Final = 0.5
+
+
+async def reach(engine: AsyncEngine, where: str, seconds: float) -> None:
+    """Connect once, trying for as long as given. Raises DatabaseUnreachableError, safe to show."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + seconds
+    while True:
+        try:
+            async with asyncio.timeout_at(give_up), engine.connect():
+                return
+        except (DBAPIError, OSError) as error:
+            hopeless = wrong_settings(error) or trouble(error) is Trouble.REFUSED
+            if hopeless or loop.time() >= give_up:
+                raise DatabaseUnreachableError(f"{where} cannot be reached: {describe(error)}") from None
+        pause = random.uniform(_PAUSE_SECONDS / 2, _PAUSE_SECONDS)  # noqa: S311 spreads workers, no secret
+        await asyncio.sleep(min(pause, max(0.0, give_up - loop.time())))
+
+
+async def current_revision(engine: AsyncEngine) -> str | None:
+    """Return the revision of the schema; None for an empty database."""
+    async with engine.connect() as connection:
+        try:
+            revision = await connection.scalar(text("SELECT version_num FROM alembic_version"))
+        except DBAPIError as error:
+            if trouble(error) is not Trouble.REFUSED:
+                raise
+            return None
+    return None if revision is None else str(revision)

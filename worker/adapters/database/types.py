@@ -1,0 +1,60 @@
+"""Column types that mean the same on SQLite and PostgreSQL."""
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Integer, Text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import TypeDecorator, TypeEngine
+from typing_extensions import override
+
+INTEGER: Final[TypeEngine[int]] = BigInteger().with_variant(Integer(), "sqlite")
+"""64 bits on both; SQLite numbers rows by itself only where the type is spelled INTEGER."""
+
+DOCUMENT: Final[TypeEngine[Any]] = JSON(none_as_null=True).with_variant(
+    JSONB(none_as_null=True), "postgresql"
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware UTC in and out; SQLite keeps it as text that sorts by time."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    @override
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is not UTC:
+            value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    @override
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class ForeignText(TypeDecorator[str]):
+    r"""Text that others chose, kept exactly.
+
+    PostgreSQL takes neither NUL nor lone surrogates, and a record of money spent
+    must not fail on them: such text, and any with a backslash, is stored escaped.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    @override
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None or (value.isprintable() and "\\" not in value):
+            return value
+        return value.encode("unicode_escape").decode("ascii")
+
+    @override
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None or "\\" not in value:
+            return value
+        return value.encode("ascii").decode("unicode_escape")

@@ -1,0 +1,176 @@
+"""One change to one job: decided on the locked row, written with all others of its batch."""
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from sqlalchemy import Table
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from worker.adapters.database.ledger import Booked, Reserved, Row, spend_of
+from worker.adapters.database.sql import KEYS, keys_value
+from worker.adapters.database.statements import OF_ATTEMPT, OF_JOB, OF_TENANT, Statements
+from worker.adapters.database.tables import attempts, requests, results, usage_ledger
+from worker.domain.attempt import Account, AttemptRecord, AttemptState
+from worker.domain.job import JobKey
+from worker.domain.spend import Spend
+
+ResultT = TypeVar("ResultT")
+
+
+class LockedJob(NamedTuple):
+    """A row of `jobs` that this transaction holds; the fields are `statements.LOCKED`."""
+
+    tenant: str
+    job_id: str
+    kind: str | None
+    status: str
+    fingerprint: bytes | None
+    lease_token: int | None
+    attempts: int
+    step_attempts: int
+    takeovers: int
+    cancel_requested: bool
+    reply_status: str
+    reply_id: str | None
+    reply_tries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAttempt:
+    """An attempt whose outcome is not known."""
+
+    attempt_no: int
+    state: AttemptState
+    lease_token: int
+    model: str
+    service_tier: str | None
+    account: Account
+    reserved: Reserved
+
+
+@dataclass(slots=True, kw_only=True)
+class Past:
+    """What lies behind a job that is not fresh; loaded only for the decisions that need it."""
+
+    labels: Mapping[str, str]
+    received_at: datetime
+    started_at: datetime | None
+    next_attempt_at: datetime | None
+    reply_to: str | None
+    correlation_id: str | None
+    owner_alive_until: datetime | None
+    checkpoint: bytes | None
+    result: bytes | None
+    open_attempts: dict[int, OpenAttempt] = field(default_factory=dict)
+    booked: list[Booked] = field(default_factory=list)
+
+    @property
+    def spend(self) -> Spend:
+        """What the job has cost so far."""
+        return spend_of(self.booked)
+
+
+class Writes:
+    """The rows that a batch will write, gathered by statement."""
+
+    def __init__(self) -> None:
+        self._inserts: dict[Table, list[Row]] = defaultdict(list)
+        self._updates: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+        self._outcomes: list[Row] = []
+        self._checkpoints: list[Row] = []
+        self._dropped: list[JobKey] = []
+        self._sent: list[JobKey] = []
+
+    def insert(self, table: Table, row: Row) -> None:
+        """Insert, unless the key exists."""
+        self._inserts[table].append(row)
+
+    def update_job(self, key: JobKey, **columns: Any) -> None:
+        """Set columns of a job."""
+        row = {OF_TENANT: key.tenant, OF_JOB: key.job_id, **columns}
+        self._updates[tuple(columns)].append(row)
+
+    def record_outcome(self, record: AttemptRecord) -> None:
+        """Set the outcome of an attempt that has none."""
+        self._outcomes.append(
+            {
+                OF_TENANT: record.key.tenant,
+                OF_JOB: record.key.job_id,
+                OF_ATTEMPT: record.attempt_no,
+                "state": record.state.value,
+                "http_status": record.http_status,
+                "error_code": record.error_code,
+                "openai_request_id": record.openai_request_id,
+                "finished_at": record.finished_at,
+            }
+        )
+
+    def save_checkpoint(self, key: JobKey, state: bytes) -> None:
+        """Set what the next worker goes on from."""
+        self._checkpoints.append({"tenant": key.tenant, "job_id": key.job_id, "state": state})
+
+    def drop_checkpoint(self, key: JobKey) -> None:
+        """Delete it, if any."""
+        self._dropped.append(key)
+
+    def mark_sent(self, key: JobKey) -> None:
+        """Note that the broker has the reply."""
+        self._sent.append(key)
+
+    async def flush(self, connection: AsyncConnection, statements: Statements) -> None:
+        """Write everything. All rows are locked by now, so the order matters to foreign keys only."""
+        for table in (requests, attempts, usage_ledger, results):
+            await _each(connection, statements.insert[table], self._inserts[table])
+        await _each(connection, statements.record_outcome, self._outcomes)
+        await _each(connection, statements.save_checkpoint, self._checkpoints)
+        for rows in self._updates.values():
+            await _each(connection, statements.update_job, rows)
+        for statement, keys in (
+            (statements.drop_checkpoints, self._dropped),
+            (statements.mark_sent, self._sent),
+        ):
+            if keys:
+                await connection.execute(statement, {KEYS: keys_value(keys)})
+
+
+async def _each(connection: AsyncConnection, statement: Any, rows: Sequence[Row]) -> None:
+    if rows:
+        await connection.execute(statement, rows)
+
+
+class Operation(ABC, Generic[ResultT]):
+    """One change to one job. It may be applied again after a commit that was not confirmed."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def key(self) -> JobKey:
+        """The job."""
+
+    def new_row(self) -> Row | None:
+        """Return the row of `jobs` to insert where the job is not known yet."""
+        return None
+
+    def needs_past(self, job: LockedJob) -> bool:
+        """Whether the decision takes more than the locked row."""
+        _ = job
+        return False
+
+    @abstractmethod
+    def apply(self, job: LockedJob | None, past: Past | None, writes: Writes) -> ResultT:
+        """Decide, and note what to write."""
+
+
+class Step(ABC, Generic[ResultT]):
+    """Something else to be done in a batch's transaction, after all changes to jobs."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def run(self, connection: AsyncConnection, statements: Statements) -> ResultT:
+        """Do it."""

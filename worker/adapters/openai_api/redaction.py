@@ -1,0 +1,56 @@
+"""Takes out of OpenAI's error messages what is nobody else's business."""
+
+import re
+from typing import Final
+from urllib.parse import urlsplit
+
+_LONGEST: Final = 300
+_SEARCHABLE: Final = 2**20
+"""Bytes; the message of a larger request is dropped rather than searched for traces of it."""
+
+_KEY: Final = re.compile(r"\b(?:sk|sess|rk|pk|ek)-[\w*.…-]+")
+_URL: Final = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*:(?://|[^\s,;]{32,})\S*")
+_EDGES: Final = "'\"`.,:;()[]{}<>?!"
+_MODEL: Final = re.compile(r'"model"\s*:\s*"([^"]*)"')
+_RUN: Final = 3
+"""Words in a row that are a quotation if the request holds them too."""
+_SHORTEST: Final = 6
+"""Characters of a single word that may identify somebody."""
+_MASK: Final = "…"
+
+
+def safe_message(message: str, request_body: bytes) -> str:
+    """Return a message without keys, foreign URLs and quotations from the request; empty where unsure."""
+    if len(request_body) > _SEARCHABLE:
+        return ""
+    line = " ".join("".join(char if char.isprintable() else " " for char in message[:4096]).split())
+    line = _URL.sub(_keep_documentation, _KEY.sub("sk-" + _MASK, line))
+    line = _without_quotations(line, request_body.decode(errors="replace"))
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + _MASK
+
+
+def _keep_documentation(url: re.Match[str]) -> str:
+    try:
+        host = urlsplit(url[0]).hostname or ""
+    except ValueError:
+        return _MASK
+    return url[0] if host == "openai.com" or host.endswith(".openai.com") else _MASK
+
+
+def _without_quotations(line: str, request: str) -> str:
+    words = line.split(" ")
+    model = _MODEL.search(request)
+    known = model[1] if model else None
+    hidden = [_is_quoted(word.strip(_EDGES), request, known) for word in words]
+    for start in range(len(words) - _RUN + 1):
+        if " ".join(words[start : start + _RUN]).strip(_EDGES) in request:
+            hidden[start : start + _RUN] = [True] * _RUN
+    shown = [_MASK if hide else word for word, hide in zip(words, hidden, strict=True)]
+    return " ".join(word for i, word in enumerate(shown) if word != _MASK or shown[i - 1 : i] != [_MASK])
+
+
+def _is_quoted(word: str, request: str, model: str | None) -> bool:
+    """Tell a value of the request from plain words, from its parameters' names and its model."""
+    if len(word) < _SHORTEST or word.isalpha() or word == model:
+        return False
+    return word in request and not re.search(rf'"{re.escape(word)}"\s*:', request)

@@ -1,0 +1,134 @@
+"""How the SDK's requests travel: over aiohttp, which costs a fraction of the SDK's own transport.
+
+The aiohttp transport that comes with the SDK reports a cut connection as if nothing
+had been sent. Here each error says truly whether the request can have arrived.
+"""
+
+import socket
+import ssl
+from io import BytesIO
+from typing import Final
+
+import aiohttp
+import httpx2
+from typing_extensions import override
+
+_CONNECT_SECONDS: Final = 10.0
+_CONNECT_SHARE: Final = 0.8
+"""Of a request's time. Connecting ends before the whole is up: who runs out of that has sent something."""
+
+_PROBE_SECONDS: Final = 60
+"""Idle time before TCP asks for a sign of life: NATs forget connections that wait for long answers."""
+
+_LARGE: Final = 2**20
+"""Bytes of a request that are better written in pieces."""
+
+_KEPT: Final = frozenset(
+    {b"content-type", b"x-request-id", b"x-should-retry", b"retry-after", b"retry-after-ms"}
+)
+_KEPT_PREFIX: Final = b"x-ratelimit-"
+
+
+class AnswerTooLargeError(httpx2.ReadError):
+    """The answer outgrew what may be kept in memory; the rest was not read."""
+
+
+_ERRORS: Final[tuple[tuple[type[Exception], type[httpx2.TransportError]], ...]] = (
+    (aiohttp.ConnectionTimeoutError, httpx2.ConnectTimeout),
+    (aiohttp.ClientConnectorError, httpx2.ConnectError),
+    (aiohttp.ClientHttpProxyError, httpx2.ProxyError),
+    (aiohttp.InvalidURL, httpx2.UnsupportedProtocol),
+    (aiohttp.ServerTimeoutError, httpx2.ReadTimeout),
+    (aiohttp.ClientResponseError, httpx2.RemoteProtocolError),
+    (aiohttp.ClientError, httpx2.ReadError),
+    (OSError, httpx2.ReadError),
+)
+"""The first that fits. All before ServerTimeoutError are raised before a byte of the request is written."""
+
+
+class AiohttpTransport(httpx2.AsyncBaseTransport):
+    """One connection pool. Redirects are not followed: they could carry the key elsewhere."""
+
+    def __init__(
+        self,
+        *,
+        connections: int,
+        keepalive_seconds: float,
+        max_answer_bytes: int,
+        tls: ssl.SSLContext,
+        proxy: str | None = None,
+    ) -> None:
+        self._max_answer_bytes = max_answer_bytes
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=connections,
+                keepalive_timeout=keepalive_seconds,
+                ssl=tls,
+                socket_factory=_probed_socket,
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            proxy=proxy,
+        )
+
+    @override
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request and read its answer to the end. Raises httpx2.TransportError."""
+        content = request.content
+        try:
+            async with self._session.request(
+                request.method,
+                str(request.url),
+                headers=request.headers,
+                data=content if len(content) <= _LARGE else BytesIO(content),
+                allow_redirects=False,
+                timeout=_timeout(request),
+            ) as response:
+                body = await self._read(response)
+        except tuple(error for error, _ in _ERRORS) as error:
+            raise _translated(error) from error
+        return httpx2.Response(response.status, headers=_kept(response), content=body)
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        """Read in pieces, and stop early: a few kilobytes can unpack to gigabytes."""
+        pieces = []
+        room = self._max_answer_bytes
+        async for piece in response.content.iter_any():
+            room -= len(piece)
+            if room < 0:
+                response.close()
+                raise AnswerTooLargeError("the answer is too large")
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    @override
+    async def aclose(self) -> None:
+        await self._session.close()
+
+
+def _timeout(request: httpx2.Request) -> aiohttp.ClientTimeout:
+    """Bound the connecting only; the caller bounds the whole."""
+    seconds = min(_CONNECT_SECONDS, _CONNECT_SHARE * request.extensions["timeout"]["read"])
+    return aiohttp.ClientTimeout(total=None, connect=seconds, sock_connect=seconds)
+
+
+def _kept(response: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
+    """Return the headers somebody reads. Cookies are costly, and lengths and encodings no longer true."""
+    return [
+        (name, value)
+        for name, value in response.raw_headers
+        if (lower := name.lower()) in _KEPT or lower.startswith(_KEPT_PREFIX)
+    ]
+
+
+def _translated(error: Exception) -> httpx2.TransportError:
+    wanted = next(ours for theirs, ours in _ERRORS if isinstance(error, theirs))
+    return wanted(type(error).__name__)
+
+
+def _probed_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family=family, type=kind, proto=protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):  # absent on macOS before 3.13
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_SECONDS)
+    return made

@@ -1,0 +1,163 @@
+"""Takes deliveries from the lanes and has them handled, so many at a time."""
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Final, NamedTuple
+
+from aiormq.abc import DeliveredMessage
+
+from schemas.names import lane_queue
+from worker.adapters.rabbitmq.connection import Link
+from worker.adapters.rabbitmq.messages import delivery_of
+from worker.adapters.rabbitmq.settling import judge, settle
+from worker.adapters.rabbitmq.subscription import Subscription
+from worker.adapters.rabbitmq.trouble import DriverGuard
+from worker.adapters.rabbitmq.turnstile import Turnstile
+from worker.ports import Clock, Delivery, Handler, Observer, Settlement
+
+WATCH_SECONDS: Final = 10.0
+_PROBE_SECONDS: Final = 30
+_CANCEL_SECONDS: Final = 5
+
+
+class _Arrival(NamedTuple):
+    delivery: Delivery
+    message: DeliveredMessage
+
+
+class Consumer:
+    """Handles deliveries in tasks of its own: a channel that closes cancels no handler.
+
+    Each queue may have as many deliveries with us as there are places, so that
+    one busy lane alone can fill them all. Those without a place wait in the
+    turnstile.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        lanes: Iterable[str],
+        concurrency: int,
+        handler: Handler,
+        clock: Clock,
+        observer: Observer,
+    ) -> None:
+        self._link = link
+        self._handler = handler
+        self._clock = clock
+        self._observer = observer
+        self._turnstile: Turnstile[_Arrival] = Turnstile(concurrency)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watchdog: asyncio.Task[None] | None = None
+        self._letting_in = False
+        self._subscriptions = [
+            Subscription(
+                link,
+                queue=lane_queue(lane, high=high),
+                prefetch=concurrency,
+                on_message=partial(self._arrived, lane=lane, high=high),
+                observer=observer,
+            )
+            for lane in lanes
+            for high in (True, False)
+        ]
+
+    @property
+    def consuming(self) -> bool:
+        """Whether every queue has our consumer."""
+        return self._link.healthy and all(one.active for one in self._subscriptions)
+
+    @property
+    def running(self) -> int:
+        """How many handlers run."""
+        return len(self._tasks)
+
+    @property
+    def waiting(self) -> int:
+        """How many deliveries are here, but have not started."""
+        return self._turnstile.waiting
+
+    def start(self) -> None:
+        """Begin to consume, or again after a pause; with the broker away, as soon as it is back."""
+        self._letting_in = True
+        for one in self._subscriptions:
+            one.start()
+        if self._watchdog is None or self._watchdog.done():
+            self._watchdog = asyncio.create_task(self._watch(), name="consumer watchdog")
+        self._let_in()
+
+    resume = start
+
+    async def pause(self) -> None:
+        """Take nothing more and start nothing more; what has not started stays here."""
+        self._letting_in = False
+        if self._watchdog:
+            self._watchdog.cancel()
+        await asyncio.gather(*(one.stop() for one in self._subscriptions))
+
+    async def stop(self) -> None:
+        """Take nothing more, and hand back what has not started."""
+        await self.pause()
+        for arrival in self._turnstile.clear():
+            await settle(arrival.message, Settlement.REQUEUE)
+
+    async def drain(self, grace: float) -> int:
+        """Wait for the running handlers; after `grace` seconds cancel the rest, and return how many.
+
+        What they held goes back to its queue when the connection closes.
+        """
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+        left = list(self._tasks)
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=_CANCEL_SECONDS)
+        return len(left)
+
+    def _arrived(self, message: DeliveredMessage, *, lane: str, high: bool) -> None:
+        delivery = delivery_of(
+            message, lane=lane, high=high, received_at=self._clock.now(), user=self._link.user
+        )
+        self._turnstile.arrive(_Arrival(delivery, message), lane=lane, high=high)
+        self._let_in()
+
+    def _let_in(self) -> None:
+        while self._letting_in and (arrival := self._turnstile.enter()) is not None:
+            if arrival.message.channel.is_closed:
+                # The broker delivers it again; started now, the job would run twice at a time.
+                self._turnstile.leave()
+                continue
+            task = asyncio.create_task(self._handle(arrival))
+            self._tasks.add(task)
+            task.add_done_callback(self._left)
+
+    def _left(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._turnstile.leave()
+        self._let_in()
+
+    async def _handle(self, arrival: _Arrival) -> None:
+        settlement = await judge(
+            self._handler, arrival.delivery, where="consumer", clock=self._clock, observer=self._observer
+        )
+        await settle(arrival.message, settlement)
+
+    async def _watch(self) -> None:
+        while True:
+            await self._clock.sleep(WATCH_SECONDS)
+            # A connection in trouble ends the round; its link, and the subscriptions, take care of that.
+            with suppress(Exception), DriverGuard():
+                async with asyncio.timeout(_PROBE_SECONDS):
+                    await self._verify_all()
+
+    async def _verify_all(self) -> None:
+        probe = await self._link.channel()
+        for one in self._subscriptions:
+            if probe.is_closed:
+                probe = await self._link.channel()
+            await one.verify(probe)
+        await probe.close()

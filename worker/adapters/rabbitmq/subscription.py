@@ -1,0 +1,128 @@
+"""A consumer that stays on its queue."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+import aiormq
+from aiormq.abc import DeliveredMessage
+
+from worker.adapters.rabbitmq.connection import SERVER, Link, pause
+from worker.adapters.rabbitmq.trouble import DriverGuard, describe
+from worker.domain.events import ServerTrouble
+from worker.ports import Observer
+
+_RPC_SECONDS: Final = 10
+
+
+class Subscription:
+    """Consumes one queue, on a channel of its own, again after each loss of consumer, channel or connection.
+
+    Messages come to `on_message`, which must not wait: the driver calls it
+    from a task that dies with the channel.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        queue: str,
+        on_message: Callable[[DeliveredMessage], None],
+        observer: Observer,
+        prefetch: int = 0,
+        declare: Callable[[aiormq.Channel], Awaitable[str]] | None = None,
+    ) -> None:
+        """With `declare`, consume the queue that it makes and names, without acknowledging."""
+        self._link = link
+        self._queue = queue
+        self._on_message = on_message
+        self._observer = observer
+        self._prefetch = prefetch
+        self._declare = declare
+        self._channel: aiormq.Channel | None = None
+        self._tag: str | None = None
+        self._cancelled = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+        self._in_trouble = False
+
+    @property
+    def active(self) -> bool:
+        """Whether, as far as we know, the broker has our consumer."""
+        channel = self._channel
+        return channel is not None and not channel.is_closed and self._tag in channel.consumers
+
+    def start(self) -> None:
+        """Consume from now on."""
+        if self._keeper is None or self._keeper.done():
+            self._keeper = asyncio.create_task(self._keep_consuming(), name=f"consume {self._queue}")
+
+    async def stop(self) -> None:
+        """Consume no more. The channel stays open: what was delivered can still be settled."""
+        if self._keeper:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
+        if self._channel and self._tag and self.active:
+            with suppress(Exception), DriverGuard():
+                await self._channel.basic_cancel(self._tag, timeout=_RPC_SECONDS)
+        self._tag = None
+
+    async def verify(self, probe: aiormq.Channel) -> None:
+        """Ask, on a channel that this may cost, whether the queue has a consumer; if not, consume again."""
+        if not self.active or self._declare:
+            return
+        found = 0
+        with suppress(aiormq.exceptions.ChannelNotFoundEntity):
+            answer = await probe.queue_declare(self._queue, passive=True, timeout=_RPC_SECONDS)
+            found = answer.consumer_count or 0
+        if not found:
+            self._cancelled.set()
+
+    async def _keep_consuming(self) -> None:
+        failures = 0
+        while True:
+            await self._link.ready()
+            try:
+                with DriverGuard():
+                    async with asyncio.timeout(_RPC_SECONDS):
+                        channel = await self._consume()
+            except Exception as error:  # noqa: BLE001  whatever it is, the next try may succeed
+                failures += 1
+                self._tell(trouble=describe(error))
+            else:
+                failures = 0
+                self._tell(trouble=None)
+                await self._until_lost(channel)
+            await asyncio.sleep(pause(failures))
+
+    async def _consume(self) -> aiormq.Channel:
+        channel = self._channel
+        if channel is None or channel.is_closed:
+            channel = self._channel = await self._link.channel()
+            channel.on_consumer_cancel_callbacks.add(lambda _frame: self._cancelled.set())
+            await channel.basic_qos(prefetch_count=self._prefetch)
+        self._cancelled.clear()
+        queue = await self._declare(channel) if self._declare else self._queue
+        answer = await channel.basic_consume(queue, self._receive, no_ack=self._declare is not None)
+        self._tag = answer.consumer_tag
+        return channel
+
+    async def _receive(self, message: DeliveredMessage) -> None:
+        self._on_message(message)
+
+    async def _until_lost(self, channel: aiormq.Channel) -> None:
+        cancelled = asyncio.create_task(self._cancelled.wait())
+        try:
+            await asyncio.wait({channel.closing, cancelled}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            cancelled.cancel()
+        # A queue that is gone takes no acknowledgements: the attempt would close the channel as well.
+        with suppress(Exception), DriverGuard():
+            async with asyncio.timeout(_RPC_SECONDS):
+                await channel.close()
+
+    def _tell(self, *, trouble: str | None) -> None:
+        if trouble is None and not self._in_trouble:
+            return
+        self._in_trouble = trouble is not None
+        self._observer(ServerTrouble(server=f"{SERVER} {self._queue}", up=trouble is None, error=trouble))

@@ -1,0 +1,76 @@
+"""The worker's life: start its parts in order, run until told to stop, drain, take them down in reverse."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+from structlog.typing import FilteringBoundLogger
+
+from worker.adapters.logs import LogObserver, configure_logging
+from worker.assembly import Parts, assemble
+from worker.config import Settings
+
+_SECOND_SIGNAL: Final = 130
+"""Exit code of a worker that was told to stop twice and did not finish."""
+
+
+def run_worker(settings: Settings) -> int:
+    """Run until told to stop; return the exit code. Raises ConfigError, and the adapters' errors at start."""
+    log = configure_logging(
+        level=settings.worker_log_level, style=settings.worker_log_format, stream=sys.stderr
+    )
+    with asyncio.Runner() as runner:
+        return runner.run(_run(settings, log))
+
+
+async def _run(settings: Settings, log: FilteringBoundLogger) -> int:
+    with _stop_signals() as stop:
+        async with assemble(settings, LogObserver(log)) as parts:
+            sweep = asyncio.create_task(parts.replies.sweep_forever(), name="reply sweep")
+            told = asyncio.create_task(stop.wait(), name="stop signal")
+            parts.consumer.start()
+            parts.cancels.start()
+            log.info("started", http_port=parts.http_port, lanes=list(parts.lanes), pid=os.getpid())
+            await asyncio.wait({told, sweep}, return_when=asyncio.FIRST_COMPLETED)
+            log.info("stopping", jobs_in_flight=parts.consumer.running)
+            await _drain(parts, settings.worker_grace_seconds)
+            broken = sweep.done()
+            for task in (sweep, told):
+                task.cancel()
+            await asyncio.gather(sweep, told, return_exceptions=True)
+    if broken:
+        log.error("the reply sweep ended", error=type(sweep.exception()).__name__)
+    log.info("stopped")
+    return 1 if broken else 0
+
+
+async def _drain(parts: Parts, grace: float) -> None:
+    """Take no more, finish what runs within the grace period, hand back the rest."""
+    await parts.consumer.stop()
+    await parts.cancels.stop()
+    # Jobs that wait for their turn would use the grace period up for nothing.
+    parts.limiter.send_everybody_away()
+    await parts.consumer.drain(grace)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[asyncio.Event]:
+    """Yield an event that the first SIGTERM or SIGINT sets; the second ends the process at once."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def tell() -> None:
+        if stop.is_set():
+            os._exit(_SECOND_SIGNAL)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, tell)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

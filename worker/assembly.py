@@ -1,0 +1,283 @@
+"""The composition root: which parts a worker has, and how they are put together."""
+
+import contextlib
+import random
+import secrets
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from typing import Final
+
+from pydantic import ValidationError
+
+from schemas.cancel import Cancel
+from schemas.names import Kind
+from worker.adapters.database import setup
+from worker.adapters.database.opening import Database, open_database
+from worker.adapters.http import serve_http
+from worker.adapters.metrics import Metrics, Observers
+from worker.adapters.openai_api.client import OpenAIClient
+from worker.adapters.openai_api.credentials import AccountCredentials
+from worker.adapters.price_catalog import PriceCatalog
+from worker.adapters.rabbitmq import topology
+from worker.adapters.rabbitmq.connection import Link
+from worker.adapters.rabbitmq.consumer import Consumer
+from worker.adapters.rabbitmq.control import CancelListener
+from worker.adapters.rabbitmq.publisher import RabbitPublisher
+from worker.config import Credential, Settings, resolve_credentials
+from worker.core.assistant import AssistantHandler
+from worker.core.completion import CompletionHandler
+from worker.core.dispatch import Dispatcher
+from worker.core.embedding import EmbeddingHandler
+from worker.core.intake import ReplyPolicy, decode
+from worker.core.kind import KindHandler
+from worker.core.limits import Limit, LimitBook
+from worker.core.local_limiter import LocalLimiter
+from worker.core.processor import Processor
+from worker.core.replies import Replies
+from worker.core.services import Policy, Services
+from worker.core.tool import ToolHandler
+from worker.core.vision import VisionHandler
+from worker.domain.attempt import Account
+from worker.domain.job import JobKey
+from worker.domain.prices import PriceList, PriceOverride
+from worker.ports import Observer
+from worker.tools import Registry, load_tools
+
+_POOL_MARGIN: Final = 8
+"""Connections to OpenAI beyond the jobs in flight."""
+_TOKEN_BITS: Final = 63
+"""Fencing tokens fit a signed 64-bit column."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the worker's life needs to reach."""
+
+    consumer: Consumer
+    cancels: CancelListener
+    limiter: LocalLimiter
+    replies: Replies
+    lanes: tuple[str, ...]
+    http_port: int
+
+
+@contextlib.asynccontextmanager
+async def assemble(settings: Settings, log: Observer) -> AsyncIterator[Parts]:
+    """Open all parts, each before those that use it; on leaving they close in reverse.
+
+    Raises ConfigError, and the adapters' errors for a server that cannot be used.
+    """
+    credentials = resolve_credentials(settings)
+    handlers = _handlers(load_tools(settings.worker_tools))
+    lanes = tuple(lane for lane in settings.worker_lanes if lane in handlers)
+    prices = PriceCatalog(_overrides(settings))
+    metrics = Metrics(version=version("openai-worker"))
+    observer = Observers(log, metrics)
+    timeout = settings.worker_startup_timeout
+    amqp_url = settings.amqp_url.get_secret_value()
+    async with contextlib.AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        database = await enter(_database(settings, observer))
+        # Two connections: what blocks or breaks publishing must not stop consuming and acknowledging.
+        consuming = await enter(
+            Link(amqp_url, name="openai-worker consume", observer=observer, startup_timeout=timeout)
+        )
+        publishing = await enter(
+            Link(amqp_url, name="openai-worker publish", observer=observer, startup_timeout=timeout)
+        )
+        if settings.worker_auto_setup:
+            await topology.apply(consuming)
+        openai = await enter(_openai(settings, credentials.values()))
+        limiter = await enter(LocalLimiter.opened(_limits(settings), database.clock))
+        prices.warm()
+        services = Services(
+            store=database.store,
+            openai=openai,
+            limiter=limiter,
+            prices=prices,
+            clock=database.clock,
+            observer=observer,
+            random=random.random,
+            account_of=partial(_account_of, _accounts(settings, credentials)),
+            policy=Policy(max_attempts=settings.worker_max_attempts, job_timeout=settings.worker_job_timeout),
+        )
+        publisher = RabbitPublisher(publishing)
+        replies = Replies(publisher, database.outbox, database.clock, observer)
+        processor = Processor(
+            decode=partial(
+                decode,
+                handlers=handlers,
+                max_job_bytes=settings.worker_max_job_bytes,
+                reply_policy=_reply_policy(settings),
+                aliases=settings.models.aliases,
+            ),
+            handlers=handlers,
+            services=services,
+            publisher=publisher,
+            replies=replies,
+            new_token=partial(secrets.randbits, _TOKEN_BITS),
+        )
+        consumer = Consumer(
+            consuming,
+            lanes=lanes,
+            concurrency=settings.worker_concurrency,
+            handler=processor,
+            clock=database.clock,
+            observer=observer,
+        )
+        metrics.watch_in_flight(lambda: consumer.running)
+        health = partial(_health, database, consuming, publishing)
+        port = await enter(
+            serve_http(
+                host=settings.worker_http_host,
+                port=settings.worker_http_port,
+                health=health,
+                ready=lambda: health() or (None if consumer.consuming else "not consuming yet"),
+                metrics=metrics.render,
+            )
+        )
+        yield Parts(
+            consumer=consumer,
+            cancels=CancelListener(
+                consuming,
+                on_cancel=partial(_record_cancel, database),
+                on_heard=partial(_hear_cancel, processor),
+                clock=database.clock,
+                observer=observer,
+            ),
+            limiter=limiter,
+            replies=replies,
+            lanes=lanes,
+            http_port=port,
+        )
+
+
+def _handlers(tools: Registry) -> Mapping[Kind, KindHandler]:
+    served: Iterable[KindHandler] = (
+        CompletionHandler(),
+        ToolHandler(Dispatcher(tools)),
+        VisionHandler(),
+        AssistantHandler(),
+        EmbeddingHandler(),
+    )
+    return {handler.kind: handler for handler in served}
+
+
+@contextlib.asynccontextmanager
+async def _database(settings: Settings, observer: Observer) -> AsyncIterator[Database]:
+    url, timeout = settings.database_url.get_secret_value(), settings.worker_startup_timeout
+    if settings.worker_auto_setup:
+        await setup.upgrade(url, startup_timeout=timeout)
+    async with open_database(
+        url,
+        observer=observer,
+        lease_seconds=settings.worker_lease_seconds,
+        startup_timeout=timeout,
+    ) as database:
+        yield database
+
+
+def _openai(settings: Settings, credentials: Iterable[Credential]) -> OpenAIClient:
+    return OpenAIClient(
+        (
+            AccountCredentials(
+                name=one.name,
+                api_key=one.api_key.get_secret_value(),
+                organization=one.organization,
+                project=one.project,
+                base_url=one.base_url,
+            )
+            for one in credentials
+        ),
+        connections=settings.worker_concurrency + _POOL_MARGIN,
+    )
+
+
+def _limits(settings: Settings) -> LimitBook:
+    return LimitBook(
+        default=Limit(
+            requests_per_minute=settings.worker_requests_per_minute,
+            tokens_per_minute=settings.worker_tokens_per_minute,
+        ),
+        by_model={
+            model: Limit(
+                requests_per_minute=table.requests_per_minute,
+                tokens_per_minute=table.tokens_per_minute,
+                max_concurrency=table.max_concurrency,
+            )
+            for model, table in settings.limits.items()
+        },
+    )
+
+
+def _overrides(settings: Settings) -> list[PriceOverride]:
+    return [
+        PriceOverride(
+            model=model,
+            prices=PriceList(
+                input=table.input,
+                cached_input=table.cached_input,
+                cache_write=table.cache_write,
+                output=table.output,
+                source="worker.toml",
+            ),
+            service_tier=table.service_tier,
+            valid_from=table.valid_from,
+            valid_to=table.valid_to,
+        )
+        for model, tables in settings.prices.items()
+        for table in tables
+    ]
+
+
+def _accounts(settings: Settings, credentials: Mapping[str, Credential]) -> Mapping[str | None, Account]:
+    """Return the account of each tenant that has one of its own; None is everybody else."""
+    by_name = {
+        one.name: Account(name=one.name, organization=one.organization, project=one.project)
+        for one in credentials.values()
+    }
+    accounts: dict[str | None, Account] = {
+        tenant: by_name[table.credentials] for tenant, table in settings.tenants.items() if table.credentials
+    }
+    return accounts | {None: by_name["default"]}
+
+
+def _account_of(accounts: Mapping[str | None, Account], tenant: str) -> Account:
+    return accounts.get(tenant) or accounts[None]
+
+
+def _reply_policy(settings: Settings) -> ReplyPolicy:
+    tenants = {
+        name: table.reply_to_pattern for name, table in settings.tenants.items() if table.reply_to_pattern
+    }
+    return ReplyPolicy.of(settings.worker_reply_to_pattern, tenants)
+
+
+def _health(database: Database, consuming: Link, publishing: Link) -> str | None:
+    if not database.healthy:
+        return "the database is away"
+    if not (consuming.healthy and publishing.healthy):
+        return "RabbitMQ is away"
+    return None
+
+
+async def _record_cancel(database: Database, body: bytes) -> None:
+    key = _cancel_key(body)
+    if key is not None:
+        await database.cancels.request_cancel(key)
+
+
+def _hear_cancel(processor: Processor, body: bytes) -> None:
+    key = _cancel_key(body)
+    if key is not None:
+        processor.cancel(key)
+
+
+def _cancel_key(body: bytes) -> JobKey | None:
+    try:
+        cancel = Cancel.model_validate_json(body)
+    except ValidationError:
+        return None
+    return JobKey(cancel.tenant, cancel.job_id)

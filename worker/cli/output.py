@@ -1,0 +1,67 @@
+"""How commands print: a table for people, JSON for programs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_PIPE_WIDTH: Final = 250
+
+
+def print_json(value: object) -> None:
+    """Print indented JSON."""
+    typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode())
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Iterable[str], *, as_json: bool) -> None:
+    """Print rows as a table of these columns, or all they hold as a JSON array."""
+    if as_json:
+        print_json(rows)
+        return
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(_cell(row[str(column.header)]) for column in table.columns))
+    console().print(table)
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print names and values, one line each, without what is not known."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    for name, value in facts.items():
+        if value not in (None, "", {}):
+            table.add_row(name, _cell(value))
+    console().print(table)
+
+
+def console() -> Console:
+    """Return a console for standard output; a pipe gets lines that are not broken at 80 columns."""
+    found = Console(highlight=False)
+    if not found.is_terminal:
+        found.width = _PIPE_WIDTH
+    return found
+
+
+def dollars(nano_usd: int | None) -> str | None:
+    """Return an exact decimal text of an amount in 10⁻⁹ US dollars."""
+    if nano_usd is None:
+        return None
+    whole, rest = divmod(abs(nano_usd), 1_000_000_000)
+    return f"{'-' if nano_usd < 0 else ''}{whole}.{rest:09}"
+
+
+def _cell(value: Any) -> Text:
+    """Return a cell that neither rich nor the terminal takes for a command: producers choose names."""
+    if value is None:
+        return Text("–", style="dim")
+    if isinstance(value, datetime):
+        value = f"{value:%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, Mapping):
+        value = ", ".join(f"{name}={part}" for name, part in value.items())
+    text = str(value)
+    return Text(text if text.isprintable() else ascii(text)[1:-1], overflow="fold")

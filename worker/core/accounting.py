@@ -1,0 +1,59 @@
+"""From usage to intents and ledger rows."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from worker.domain.answer import Answer
+from worker.domain.attempt import Account, Entry, Intent, LedgerEntry
+from worker.domain.usage import Usage
+from worker.ports import PriceBook
+
+
+def intent_for(
+    request: Mapping[str, Any], reserve: Usage, account: Account, prices: PriceBook, now: datetime
+) -> Intent:
+    """Return what is written before a request leaves: enough to account for it if its answer is lost."""
+    model = str(request["model"])
+    tier = request.get("service_tier")
+    tier = tier if isinstance(tier, str) else None
+    price_list = prices.prices(model, tier, now)
+    return Intent(
+        model=model,
+        account=account,
+        service_tier=tier,
+        reserved=reserve,
+        reserved_cost_nano_usd=price_list.cost_nano_usd(reserve) if price_list else None,
+        reserved_prices=price_list.as_row(reserve) if price_list else None,
+        started_at=now,
+    )
+
+
+def measured(answer: Answer, intent: Intent, prices: PriceBook, now: datetime) -> LedgerEntry:
+    """Return the row of an answer, priced by what answered; an estimate where it names no usage."""
+    usage = answer.usage
+    if usage is None:
+        return estimated(intent, now)
+    price_list = prices.prices(answer.model, answer.service_tier, now)
+    return LedgerEntry(
+        entry=Entry.MEASURED,
+        model=answer.model,
+        service_tier=answer.service_tier,
+        usage=usage,
+        cost_nano_usd=price_list.cost_nano_usd(usage) if price_list else None,
+        prices=price_list.as_row(usage) if price_list else None,
+        occurred_at=now,
+    )
+
+
+def estimated(intent: Intent, now: datetime) -> LedgerEntry:
+    """Return the upper bound that was reserved, for a request that may have been billed."""
+    return LedgerEntry(
+        entry=Entry.ESTIMATED,
+        model=intent.model,
+        service_tier=intent.service_tier,
+        usage=intent.reserved,
+        cost_nano_usd=intent.reserved_cost_nano_usd,
+        prices=intent.reserved_prices,
+        occurred_at=now,
+    )

@@ -1,0 +1,109 @@
+"""How jobs end: from what a run raised or returned to what commit 2 writes."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from schemas.failure import Failure, FailureCode
+from schemas.reply import ReplyStatus
+from worker.core.kind import Result
+from worker.core.limits import TooLargeError
+from worker.core.replies import reply_body
+from worker.core.run import ExpiredError, GaveUpError, JobRun
+from worker.core.worktime import StoppedError
+from worker.domain.answer import Answer
+from worker.domain.events import JobFinished
+from worker.ports import Finish, OwedReply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """How a job ends. `poison`: it is suspected of killing its workers, and is kept among the dead too."""
+
+    status: ReplyStatus
+    answer: Answer | None = None
+    failure: Failure | None = None
+    poison: bool = False
+    is_bug: bool = False
+    """The program itself failed; observers are told where."""
+
+
+def end_of_result(result: Result) -> End:
+    """Return the end of a job whose handler came to a result."""
+    status = ReplyStatus.FAILED if result.failure else ReplyStatus.SUCCEEDED
+    return End(status=status, answer=result.answer, failure=result.failure)
+
+
+def end_of_error(error: Exception) -> End:
+    """Return the end of a job whose run raised."""
+    match error:
+        case GaveUpError():
+            return End(status=ReplyStatus.FAILED, failure=error.failure)
+        case TooLargeError():
+            return failed(FailureCode.TOO_LARGE, str(error))
+        case ExpiredError():
+            message = "the job's deadline passed before its work was done"
+            return End(status=ReplyStatus.EXPIRED, failure=Failure(code=FailureCode.EXPIRED, message=message))
+        case StoppedError():
+            failure = Failure(code=FailureCode.CANCELLED, message="cancelled on request")
+            return End(status=ReplyStatus.CANCELLED, failure=failure)
+        case TimeoutError():
+            return failed(FailureCode.TIMEOUT, "the job's time ran out while its tools were at work")
+        case _:
+            message = f"internal error ({type(error).__name__}); the worker's log says where"
+            return replace(failed(FailureCode.INTERNAL, message), is_bug=True)
+
+
+def poisoned(takeovers: int) -> End:
+    """Return the end of a job that its workers do not survive."""
+    message = f"its worker died or stalled {takeovers} times while it ran this job"
+    return End(
+        status=ReplyStatus.FAILED,
+        failure=Failure(code=FailureCode.INTERNAL, message=message),
+        poison=True,
+    )
+
+
+def failed(code: FailureCode, message: str) -> End:
+    """Return a plain failure."""
+    return End(status=ReplyStatus.FAILED, failure=Failure(code=code, message=message))
+
+
+def finish_of(run: JobRun, end: End, now: datetime) -> Finish:
+    """Return what commit 2 writes: the last outcome, the result, the state and the owed reply."""
+    journal, job = run.journal, run.job
+    record = journal.take()
+    body = reply_body(
+        key=job.key,
+        kind=job.kind,
+        status=end.status,
+        answer=end.answer,
+        failure=end.failure,
+        spend=journal.spend,
+        attempts=journal.attempt_no,
+        received_at=run.received_at,
+        started_at=run.started_at,
+        finished_at=now,
+    )
+    return Finish(
+        key=job.key,
+        lease_token=journal.lease_token,
+        status=end.status,
+        error_code=end.failure.code.value if end.failure else None,
+        record=record,
+        reply=OwedReply(key=job.key, reply_id=f"{journal.lease_token:016x}", address=job.address, body=body),
+        finished_at=now,
+    )
+
+
+def finished_event(run: JobRun, finish: Finish) -> JobFinished:
+    """Return what observers are told."""
+    return JobFinished(
+        key=run.job.key,
+        kind=run.job.kind,
+        lane=run.job.lane,
+        model=run.job.model,
+        status=finish.status,
+        error_code=finish.error_code,
+        attempts=run.journal.attempt_no,
+        seconds=(finish.finished_at - run.received_at).total_seconds(),
+    )

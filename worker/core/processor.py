@@ -1,0 +1,201 @@
+"""One delivery, from the queue to its reply. Read this file first.
+
+receive, decode, admit, claim + intent (commit 1), call, outcome + result + owed reply (commit 2), reply, ack
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import timedelta
+
+from schemas.names import X_PARKED, Kind
+from worker.core.accounting import intent_for
+from worker.core.ending import End, end_of_error, end_of_result, finish_of, finished_event, poisoned
+from worker.core.intake import Rejection
+from worker.core.journal import Journal, LostClaimError
+from worker.core.kind import KindHandler
+from worker.core.limits import Permit, PostponedError, TooLargeError
+from worker.core.refusal import Refusal
+from worker.core.replies import Replies
+from worker.core.run import JobRun, check_deadline, need_of
+from worker.core.services import Services
+from worker.core.worktime import StoppedError
+from worker.domain.events import Broken, JobRepeated, JobWaits
+from worker.domain.job import Job, JobKey
+from worker.domain.retry import room_seconds
+from worker.domain.usage import Usage
+from worker.ports import (
+    AlreadyDone,
+    Claim,
+    Claimed,
+    Conflicting,
+    Delivery,
+    NotNow,
+    Publisher,
+    PublishError,
+    Settlement,
+    Wait,
+)
+
+
+class Processor:
+    """Handles deliveries, each in a task of its own; holds nothing but the jobs at work."""
+
+    def __init__(
+        self,
+        *,
+        decode: Callable[[Delivery], Job | Rejection],
+        handlers: Mapping[Kind, KindHandler],
+        services: Services,
+        publisher: Publisher,
+        replies: Replies,
+        new_token: Callable[[], int],
+    ) -> None:
+        self._decode = decode
+        self._handlers = handlers
+        self._services = services
+        self._publisher = publisher
+        self._replies = replies
+        self._refusal = Refusal(publisher, services.clock, services.observer)
+        self._new_token = new_token
+        self._running: dict[JobKey, JobRun] = {}
+
+    async def __call__(self, delivery: Delivery) -> Settlement:
+        """Take a delivery as far as it can go now. What it leads to is durable before it is settled."""
+        job = self._decode(delivery)
+        try:
+            if isinstance(job, Rejection):
+                await self._refusal.invalid(delivery, job)
+                return Settlement.ACK
+            match await self._claim(job):
+                case JobRun() as run:
+                    return await self._run(delivery, run)
+                case AlreadyDone() as done:
+                    return await self._repeat(delivery, job, done)
+                case NotNow(until=until):
+                    self._services.observer(JobRepeated(key=job.key, what="not now"))
+                    return await self._park(delivery, (until - self._services.clock.now()).total_seconds())
+                case Conflicting():
+                    await self._refusal.conflict(delivery, job)
+                    return Settlement.ACK
+        except PublishError:
+            # The broker is away or full: what is stored stays stored, and the delivery comes again.
+            await self._services.clock.sleep(1)
+            return Settlement.REQUEUE
+
+    def cancel(self, key: JobKey) -> None:
+        """Stop a job that is at work here: its open request is closed and counted as an estimate."""
+        if key in self._running:
+            self._running[key].work.stop()
+
+    async def _claim(self, job: Job) -> JobRun | AlreadyDone | NotNow | Conflicting:
+        """Claim the job; where the limits have room at once, with its first attempt in the same commit."""
+        services, token = self._services, self._new_token()
+        reserve = self._handlers[job.kind].reserve(job.request)
+        permit = await self._permit_at_once(job, reserve)
+        account, now = services.account_of(job.key.tenant), services.clock.now()
+        intent = intent_for(job.request, reserve, account, services.prices, now) if permit else None
+        result = await services.store.claim(Claim(job=job, lease_token=token, intent=intent, at=now))
+        if isinstance(result, Claimed):
+            admitted = (permit, intent) if permit and intent else None
+            return JobRun(job, result, Journal(job, result, token, services), services, admitted)
+        if permit is not None:
+            permit.cancel()
+        return result
+
+    async def _permit_at_once(self, job: Job, reserve: Usage) -> Permit | None:
+        deadline = job.options.deadline
+        if deadline is not None and deadline <= self._services.clock.now():
+            return None
+        try:
+            return await self._services.limiter.try_admit(need_of(job, job.request, reserve, self._services))
+        except TooLargeError:
+            return None  # claimed all the same; it fails when it asks again
+
+    async def _run(self, delivery: Delivery, run: JobRun) -> Settlement:
+        self._running[run.job.key] = run
+        try:
+            return await self._finish(delivery, run, await self._work(run))
+        except PostponedError as postponed:
+            return await self._postpone(delivery, run, postponed)
+        except LostClaimError:
+            self._services.observer(JobRepeated(key=run.job.key, what="taken over"))
+            return Settlement.ACK
+        except asyncio.CancelledError:
+            # The process is stopping: what the job has spent is written, and the job handed back.
+            await self._release(run, seconds=0, reason="handed back")
+            return Settlement.REQUEUE
+        finally:
+            self._running.pop(run.job.key, None)
+
+    async def _work(self, run: JobRun) -> End:
+        """Run the job to its end. Raises what postpones it or takes it away."""
+        claimed = run.claimed
+        if claimed.takeovers > self._services.policy.max_takeovers:
+            return poisoned(claimed.takeovers)
+        try:
+            if claimed.cancel_requested:
+                raise StoppedError  # noqa: TRY301 (one place turns errors into ends)
+            check_deadline(run.job, self._services)
+            return end_of_result(await self._handlers[run.job.kind].run(run.job, run, claimed.checkpoint))
+        except (PostponedError, LostClaimError):
+            raise
+        except Exception as error:  # noqa: BLE001 (a bug may cost a job its success, not the worker its life)
+            end = end_of_error(error)
+            if end.is_bug:
+                self._services.observer(Broken(key=run.job.key, where="job", error=error))
+            return end
+
+    async def _finish(self, delivery: Delivery, run: JobRun, end: End) -> Settlement:
+        """Commit 2, then the reply; should that fail, the database still owes it."""
+        run.forgo()
+        finish = finish_of(run, end, self._services.clock.now())
+        if not await self._services.store.finish(finish):
+            raise LostClaimError
+        self._services.observer(finished_event(run, finish))
+        if end.poison and end.failure:
+            await self._publisher.bury(delivery, end.failure.message)
+        await self._replies.deliver(finish.reply)
+        return Settlement.ACK
+
+    async def _repeat(self, delivery: Delivery, job: Job, done: AlreadyDone) -> Settlement:
+        """Answer a copy of a finished job from the stored reply, unless it is our own copy and answered."""
+        self._services.observer(JobRepeated(key=job.key, what="done"))
+        own_copy = delivery.redelivered or X_PARKED in delivery.headers
+        if not (own_copy and done.sent and done.reply.address == job.address):
+            await self._replies.deliver(replace(done.reply, address=job.address))
+        return Settlement.ACK
+
+    async def _postpone(self, delivery: Delivery, run: JobRun, postponed: PostponedError) -> Settlement:
+        run.forgo()
+        if not await self._release(run, seconds=postponed.seconds, reason=postponed.reason):
+            return Settlement.ACK
+        event = JobWaits(
+            key=run.job.key, lane=run.job.lane, seconds=postponed.seconds, reason=postponed.reason
+        )
+        self._services.observer(event)
+        return await self._park(delivery, postponed.seconds)
+
+    async def _release(self, run: JobRun, *, seconds: float, reason: str) -> bool:
+        """Give the claim up; False when it was lost already."""
+        run.forgo()
+        try:
+            await run.journal.write()
+        except LostClaimError:
+            return False
+        now = self._services.clock.now()
+        return await self._services.store.wait(
+            Wait(
+                job=run.job,
+                lease_token=run.journal.lease_token,
+                until=now + timedelta(seconds=seconds),
+                reason=reason,
+                step_attempts=run.step_attempts,
+                at=now,
+            )
+        )
+
+    async def _park(self, delivery: Delivery, seconds: float) -> Settlement:
+        """Leave a copy in a waiting room. A crash before the ack makes two copies of one claimable job."""
+        await self._publisher.park(delivery, room_seconds(seconds))
+        return Settlement.ACK

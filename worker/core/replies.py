@@ -1,0 +1,109 @@
+"""Replies: built once, stored with the result, delivered until the broker has confirmed them."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from schemas.failure import Failure
+from schemas.names import Kind
+from schemas.reply import ReplyStatus
+from worker.domain.answer import Answer
+from worker.domain.events import ReplySettled
+from worker.domain.job import JobKey
+from worker.domain.prices import NANO
+from worker.domain.spend import Spend
+from worker.ports import Clock, Observer, Outbox, OwedReply, Publisher, PublishError
+
+SWEEP_SECONDS = 5.0
+"""How often replies are looked for that nobody has delivered in time."""
+_SWEEP_SIZE = 100
+
+
+def reply_body(  # noqa: PLR0913 (the fields of one message)
+    *,
+    key: JobKey | None,
+    kind: Kind | None,
+    status: ReplyStatus,
+    answer: Answer | None,
+    failure: Failure | None,
+    spend: Spend | None,
+    attempts: int,
+    received_at: datetime,
+    started_at: datetime | None,
+    finished_at: datetime,
+) -> bytes:
+    """Return the JSON of a reply; the answer's own JSON goes in as it was received."""
+    reply = {
+        "version": 1,
+        "job_id": key.job_id if key else None,
+        "tenant": key.tenant if key else None,
+        "kind": kind,
+        "status": status,
+        "output_text": answer.text if answer else None,
+        "result": orjson.Fragment(answer.body) if answer else None,
+        "usage": _usage(spend) if spend else None,
+        "error": failure.model_dump() if failure else None,
+        "attempts": attempts,
+        "cached": False,
+        "received_at": received_at,
+        "started_at": started_at,
+        "finished_at": finished_at,
+    }
+    return orjson.dumps(reply, option=orjson.OPT_UTC_Z)
+
+
+def _usage(spend: Spend) -> Mapping[str, Any]:
+    usage = spend.usage
+    return {
+        "requests": spend.requests,
+        "input_tokens": usage.input_tokens,
+        "cached_input_tokens": usage.cached_input_tokens,
+        "cache_write_tokens": usage.cache_write_tokens,
+        "output_tokens": usage.output_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+        "cost_usd": None if spend.unpriced else usd(spend.cost_nano_usd),
+        "cost_status": spend.cost_status,
+    }
+
+
+def usd(nano: int) -> str:
+    """Return an amount of 10⁻⁹ US dollars as exact decimal dollars."""
+    sign, nano = ("-", -nano) if nano < 0 else ("", nano)
+    return f"{sign}{nano // NANO}.{nano % NANO:09d}"
+
+
+class Replies:
+    """Delivers what is owed: once at the end of a job, and by the sweep whatever that did not settle."""
+
+    def __init__(self, publisher: Publisher, outbox: Outbox, clock: Clock, observer: Observer) -> None:
+        self._publisher = publisher
+        self._outbox = outbox
+        self._clock = clock
+        self._observer = observer
+
+    async def deliver(self, owed: OwedReply) -> None:
+        """Publish a stored reply. What fails stays owed, so that nothing is raised."""
+        if owed.address.queue is None:
+            return
+        try:
+            routed = await self._publisher.reply(owed)
+        except PublishError:
+            self._observer(ReplySettled(key=owed.key, what="unconfirmed"))
+            return
+        if routed:
+            self._outbox.sent(owed.key)
+        elif await self._outbox.unroutable(owed):
+            self._observer(ReplySettled(key=owed.key, what="undeliverable"))
+        else:
+            self._observer(ReplySettled(key=owed.key, what="returned"))
+
+    async def sweep_forever(self) -> None:
+        """Deliver, every few seconds, the replies that their workers left behind."""
+        while True:
+            owed = await self._outbox.due(_SWEEP_SIZE)
+            for reply in owed:
+                await self.deliver(reply)
+            if len(owed) < _SWEEP_SIZE:
+                await self._clock.sleep(SWEEP_SECONDS)

@@ -1,0 +1,48 @@
+"""How long a job may still work."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+
+class StoppedError(Exception):
+    """Somebody asked for the job to be cancelled."""
+
+
+class WorkTime:
+    """A budget of seconds that runs only while work is done, and that can be cut short from outside.
+
+    Waiting for limits, for the database and between attempts is not work.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.left = seconds
+        self._stopped = False
+        self._scope: asyncio.Timeout | None = None
+
+    def stop(self) -> None:
+        """End the work that is going on, and all that would begin."""
+        self._stopped = True
+        if self._scope is not None:
+            self._scope.reschedule(-1)
+
+    def check(self) -> None:
+        """Raise StoppedError after `stop`."""
+        if self._stopped:
+            raise StoppedError
+
+    @contextlib.asynccontextmanager
+    async def spending(self) -> AsyncIterator[None]:
+        """Count what happens inside as work. Raises StoppedError; TimeoutError when the budget is spent."""
+        self.check()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            async with asyncio.timeout(max(self.left, 0)) as self._scope:
+                yield
+        except TimeoutError:
+            self.check()
+            raise
+        finally:
+            self._scope = None
+            self.left -= loop.time() - began

@@ -1,0 +1,122 @@
+"""What an outcome means: for the attempt's row, for the job, and for whoever shares the limits."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import Final
+
+from schemas.failure import Failure, FailureCode
+from worker.domain.attempt import AttemptState
+from worker.domain.outcome import Lost, Refused
+from worker.domain.retry_after import retry_after_seconds
+
+_QUOTA_CODES: Final = frozenset(
+    {
+        "insufficient_quota",
+        "billing_hard_limit_reached",
+        "billing_not_active",
+        "organization_quota_exceeded",
+        "project_quota_exceeded",
+        "spend_limit_exceeded",
+    }
+)
+
+
+class Closes(Enum):
+    """What a refusal closes for every job that shares it."""
+
+    NOTHING = auto()
+    BUCKET = auto()
+    """A rate limit: this model on these credentials."""
+    CREDENTIALS = auto()
+    """Nothing of these credentials can work until somebody mends them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """How an unsuccessful attempt is recorded and what may follow. `retry_after` in seconds."""
+
+    state: AttemptState
+    failure: Failure
+    retry: bool
+    retry_after: float | None = None
+    closes: Closes = Closes.NOTHING
+    maybe_billed: bool = False
+    """The ledger needs an estimate, since nobody knows."""
+
+
+def judge_refused(refused: Refused, now: datetime) -> Verdict:
+    """Judge any status that is not 2xx."""
+    status = refused.http_status
+    code, retry, closes = _classify(refused)
+    advice = refused.headers.get("x-should-retry")
+    if advice in {"true", "false"} and closes is Closes.NOTHING:
+        retry = advice == "true"
+    return Verdict(
+        state=AttemptState.REJECTED if status < HTTPStatus.INTERNAL_SERVER_ERROR else AttemptState.FAILED,
+        failure=Failure(
+            code=code,
+            message=refused.message,
+            retryable=retry,
+            http_status=status,
+            openai_code=refused.code or refused.kind,
+            openai_request_id=refused.request_id,
+        ),
+        retry=retry,
+        retry_after=retry_after_seconds(refused.headers, now),
+        closes=closes,
+    )
+
+
+_RULES: Final = {
+    401: (FailureCode.REJECTED, True, Closes.CREDENTIALS),
+    # Forbidden can also mean one model or one country; the account stays open for the others.
+    403: (FailureCode.REJECTED, True, Closes.BUCKET),
+    408: (FailureCode.UNAVAILABLE, True, Closes.NOTHING),
+    409: (FailureCode.UNAVAILABLE, True, Closes.NOTHING),
+    413: (FailureCode.TOO_LARGE, False, Closes.NOTHING),
+    425: (FailureCode.UNAVAILABLE, True, Closes.NOTHING),
+    429: (FailureCode.RATE_LIMITED, True, Closes.BUCKET),
+}
+_SERVER_ERROR: Final = (FailureCode.UNAVAILABLE, True, Closes.NOTHING)
+_CLIENT_ERROR: Final = (FailureCode.REJECTED, False, Closes.NOTHING)
+
+
+def _classify(refused: Refused) -> tuple[FailureCode, bool, Closes]:
+    status = refused.http_status
+    if status == HTTPStatus.TOO_MANY_REQUESTS and _QUOTA_CODES & {refused.code, refused.kind}:
+        return FailureCode.QUOTA_EXHAUSTED, True, Closes.CREDENTIALS
+    otherwise = _SERVER_ERROR if status >= HTTPStatus.INTERNAL_SERVER_ERROR else _CLIENT_ERROR
+    return _RULES.get(status, otherwise)
+
+
+def judge_lost(lost: Lost) -> Verdict:
+    """Judge a request without an answer. Once sent it may be billed, answered or not."""
+    return Verdict(
+        state=AttemptState.UNKNOWN if lost.sent else AttemptState.FAILED,
+        failure=Failure(
+            code=FailureCode.TIMEOUT if lost.timed_out else FailureCode.UNAVAILABLE,
+            message=lost.message,
+            retryable=True,
+        ),
+        retry=True,
+        maybe_billed=lost.sent,
+    )
+
+
+def judge_garbled(reason: str, request_id: str | None) -> Verdict:
+    """Judge a 200 that is no answer: most likely a proxy's page, but it may have been billed."""
+    return Verdict(
+        state=AttemptState.FAILED,
+        failure=Failure(
+            code=FailureCode.UNAVAILABLE,
+            message=f"OpenAI's answer could not be read: {reason}",
+            retryable=True,
+            http_status=200,
+            openai_code="invalid_answer",
+            openai_request_id=request_id,
+        ),
+        retry=True,
+        maybe_billed=True,
+    )
