@@ -55,7 +55,7 @@ def _one_at_a_time() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_service_starts() -> Iterator[None]:
-    """Answer 101 (forbidden) to every start of a service meanwhile; an existing policy is put back afterwards."""
+    """Answer 101 (forbidden) to every start of a service; an existing policy is put back afterwards."""
     kept = POLICY.with_name("policy-rc.d.kept-aside")
     if POLICY.exists() or POLICY.is_symlink():
         POLICY.rename(kept)

@@ -1,7 +1,7 @@
 """What makes a RabbitMQ node start in half the time: only the applications that the broker itself needs.
 
-At its start RabbitMQ looks every module up in every folder of its code path, some seventy of them, most for plugins
-that are not enabled. A folder tree of links with the broker's own applications gives it a short path.
+At its start RabbitMQ looks every module up in every folder of its code path, some seventy of them, most
+for plugins that are not enabled. A tree of links with the broker's own applications gives it a short path.
 """
 
 import re
@@ -12,7 +12,7 @@ DEPENDENCIES = re.compile(r"\{applications,\s*\[(.*?)\]", re.DOTALL)
 
 
 def slim_scripts(server: Path, folder: Path) -> Path | None:
-    """Make the tree in `folder` and return its script folder; None where the installation is built otherwise."""
+    """Make the tree in `folder` and return its script folder; None for an installation built otherwise."""
     home = server.resolve().parent.parent
     needed = _closure(_applications(home / "plugins"))
     if not needed or not (home / "sbin" / server.name).exists():

@@ -15,8 +15,8 @@ LOCK = "lock"
 def fresh_folder() -> Iterator[Path]:
     """Make a folder for private servers and remove it at the end.
 
-    It lies below the system's temporary folder because a UNIX socket path has room for about 100 bytes, and because
-    another user (PostgreSQL refuses to run as root) must be able to walk there.
+    It lies below the system's temporary folder because a UNIX socket path has room for about 100 bytes, and
+    because another user (PostgreSQL refuses to run as root) must be able to walk there.
     """
     base = Path(tempfile.gettempdir()) / f"openai-worker-dev-{os.getuid()}"
     base.mkdir(mode=0o711, exist_ok=True)

@@ -3,8 +3,8 @@
 import random
 import socket
 
-# Below the range from which Linux takes ports for outgoing connections (32768 and up): a port found free here stays
-# free until the server has started, unless another of our own runs picks it, and then the start is tried again.
+# Below the range from which Linux takes ports for outgoing connections (32768 and up): a port found free here
+# stays free until the server has started, unless another run picks it, and then the start is tried again.
 FIRST, LAST = 20_000, 32_000
 
 

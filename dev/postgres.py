@@ -153,7 +153,7 @@ def unprivileged_user() -> str | None:
 
 @contextlib.contextmanager
 def private_postgres(folder: Path) -> Iterator[str]:
-    """Run a server in `folder` and give its URL; at the end it is stopped at once, the data being worthless."""
+    """Run a server in `folder` and give its URL; it ends without a checkpoint, its data being worthless."""
     server = Postgres(folder)
     try:
         server.start()

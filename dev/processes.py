@@ -28,7 +28,9 @@ def start(
             stdout=output,
             stderr=output,
             start_new_session=True,
-            **identity(user),
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
         )
 
 
@@ -50,7 +52,9 @@ def run(
         text=True,
         timeout=timeout,
         check=False,
-        **identity(user),
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
     )
 
 
@@ -60,11 +64,6 @@ def bound(arguments: Sequence[str | Path], parent_death: signal.Signals) -> list
     if setpriv is None:
         return list(arguments)
     return [setpriv, "--pdeathsig", parent_death.name.removeprefix("SIG"), "--", *arguments]
-
-
-def identity(user: str | None) -> dict[str, str | list[str]]:
-    """Return the Popen arguments that make a child run as `user`."""
-    return {} if user is None else {"user": user, "group": user, "extra_groups": []}
 
 
 def stop(process: subprocess.Popen[bytes], *, first: signal.Signals, patience: float) -> None:

@@ -22,7 +22,8 @@ START_TRIES = 3
 POLL_SECONDS = 0.25
 
 # Erlang terms instead of rabbitmq.conf: read as they are, without the translation step.
-# max_message_size is what RabbitMQ 4 allows by default; the write-ahead log bounds what a quorum queue keeps in memory.
+# max_message_size is what RabbitMQ 4 allows by default; the write-ahead log's size bounds what quorum queues
+# keep in memory.
 CONFIGURATION = """[
  {{rabbit, [
    {{tcp_listeners, [{{"127.0.0.1", {amqp}}}]}},
@@ -49,9 +50,9 @@ class RabbitMQ:
 
     @classmethod
     def attached(cls, folder: Path) -> "RabbitMQ":
-        """Return a handle on a node that another process started in `folder`: for `url`, `ctl` and `evaluate`."""
+        """Return a handle, for `url`, `ctl` and `evaluate`, on a node that another process started."""
         node = cls(folder)
-        node._known = json.loads(node._notes.read_text())  # noqa: SLF001 - an alternative constructor
+        node._known = json.loads(node._notes.read_text())
         return node
 
     @property
@@ -102,7 +103,7 @@ class RabbitMQ:
         return result.stdout
 
     def evaluate(self, expressions: str, *, timeout: float = 30) -> str:
-        """Evaluate Erlang inside the node, a few milliseconds each time; the expressions end with a full stop."""
+        """Evaluate Erlang inside the node, a few milliseconds each time; expressions end with a full stop."""
         result = processes.run(
             [erl_call(), "-sname", self.node, "-c", self._known["cookie"], "-e"],
             environment=self.environment,
@@ -168,8 +169,8 @@ class RabbitMQ:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications:
             notifications.bind(str(path))
             notifications.settimeout(POLL_SECONDS)
-            # RabbitMQ speaks systemd's protocol: it becomes the Erlang machine itself, without a shell that stays in
-            # between, and says when it is ready.
+            # RabbitMQ speaks systemd's protocol: it becomes the Erlang machine itself, without a shell that
+            # stays in between, and says when it is ready.
             environment = self.environment | {"NOTIFY_SOCKET": str(path)}
             program = self._programs / "rabbitmq-server"
             scripts = slim_scripts(program, self.folder / "home") if self._slim else None
@@ -179,7 +180,7 @@ class RabbitMQ:
             return _said_ready(notifications, self._process)
 
     def _start_epmd(self) -> None:
-        """Start the Erlang port mapper in the foreground: left to itself, RabbitMQ starts one that stays behind."""
+        """Start the Erlang port mapper in the foreground: one that RabbitMQ starts itself stays behind."""
         command = [_needed("epmd"), "-address", "127.0.0.1", "-port", self._known["epmd"]]
         self._epmd = processes.start(command, environment=self.environment, log=self.folder / "epmd.log")
         end = time.monotonic() + START_SECONDS
@@ -221,8 +222,11 @@ def _installed() -> Path | None:
 
 
 def erl_call() -> str:
-    """Find Erlang's small client for running nodes: in PATH on some systems, below Erlang's own folder on others."""
-    places = [*Path("/usr/lib/erlang/bin").glob("erl_call"), *Path("/usr/lib/erlang").glob("erts-*/bin/erl_call")]
+    """Find Erlang's small client for running nodes: in PATH or below Erlang's own folder."""
+    places = [
+        *Path("/usr/lib/erlang/bin").glob("erl_call"),
+        *Path("/usr/lib/erlang").glob("erts-*/bin/erl_call"),
+    ]
     return shutil.which("erl_call") or str(next(iter(places), "erl_call"))
 
 

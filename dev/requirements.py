@@ -1,4 +1,4 @@
-"""Pin what pyproject.toml and requirements/dev.in ask for, with all that follows from it, in clean environments."""
+"""Pin what pyproject.toml and requirements/dev.in ask for, and all that follows from it."""
 
 import subprocess
 import sys
@@ -19,7 +19,11 @@ def main() -> None:
     asked = (FOLDER / "dev.in").read_text(encoding="utf-8").splitlines()
     tools = [line for line in asked if line and not line.startswith("#")]
     everything = frozen([*runtime, *tools])
-    write("dev.txt", "requirements/dev.in", ["-r runtime.txt", *(pin for pin in everything if pin not in runtime)])
+    write(
+        "dev.txt",
+        "requirements/dev.in",
+        ["-r runtime.txt", *(pin for pin in everything if pin not in runtime)],
+    )
 
 
 def frozen(wanted: Iterable[str]) -> list[str]:

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from dev.docker import compose_rabbitmq, engine_runs
 from dev.errors import ServerError
 from dev.folders import fresh_folder
 from dev.postgres import private_postgres
@@ -22,7 +24,7 @@ SENT_BY_KERNEL = 0x80  # SI_KERNEL: Ctrl-C, which the terminal sends to the comm
 
 
 @contextlib.contextmanager
-def servers(*, rabbitmq: bool, postgres: bool) -> Iterator[dict[str, str]]:
+def servers(*, rabbitmq: bool, postgres: bool, docker: bool = False) -> Iterator[dict[str, str]]:
     """Give the variables that name the servers; one that the environment names already is used as it is."""
     found: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
@@ -30,18 +32,29 @@ def servers(*, rabbitmq: bool, postgres: bool) -> Iterator[dict[str, str]]:
         if postgres and not os.environ.get("DATABASE_URL"):
             found["DATABASE_URL"] = stack.enter_context(private_postgres(folder))
         if rabbitmq and not os.environ.get("AMQP_URL"):
-            found["AMQP_URL"] = stack.enter_context(private_rabbitmq(folder))
-            found[RABBITMQ_FOLDER] = str(folder)
+            found |= _broker(stack, folder, docker=docker)
         yield found
 
 
-def run(command: Sequence[str], *, rabbitmq: bool, postgres: bool) -> int:
+def _broker(stack: contextlib.ExitStack, folder: Path, *, docker: bool) -> dict[str, str]:
+    """Start a broker: in a container if that is wanted and works, else from this machine's own package."""
+    if docker and engine_runs():
+        try:
+            return {"AMQP_URL": stack.enter_context(compose_rabbitmq())}
+        except ServerError as error:
+            sys.stderr.write(f"{error}; trying without Docker\n")
+    url = stack.enter_context(private_rabbitmq(folder))
+    return {"AMQP_URL": url, RABBITMQ_FOLDER: str(folder)}
+
+
+def run(command: Sequence[str], *, rabbitmq: bool, postgres: bool, docker: bool = False) -> int:
     """Run a command with its servers; return its exit code, 128 + n when signal n ended it."""
     for number in FORWARDED:
         signal.signal(number, _leave)
-    with servers(rabbitmq=rabbitmq, postgres=postgres) as found:
+    with servers(rabbitmq=rabbitmq, postgres=postgres, docker=docker) as found:
         environment = os.environ | found
-        child = subprocess.Popen(bound(command, signal.SIGTERM), env=environment)  # noqa: S603 - what the user asked for
+        arguments = bound(command, signal.SIGTERM)
+        child = subprocess.Popen(arguments, env=environment)  # noqa: S603 - what the user asked for
         try:
             return _outlast(child)
         finally:
@@ -72,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     runner = verbs.add_parser("run", help="start what is lacking, run COMMAND, stop it again")
     runner.add_argument("--rabbitmq", action="store_true", help="a broker; AMQP_URL names it")
+    runner.add_argument("--docker", action="store_true", help="the broker in a container where Docker runs")
     runner.add_argument("--postgres", action="store_true", help="a database server; DATABASE_URL names it")
     runner.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND…")
     options = parser.parse_args(arguments)
@@ -79,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not command:
         runner.error("a command is needed")
     try:
-        return run(command, rabbitmq=options.rabbitmq, postgres=options.postgres)
+        return run(command, rabbitmq=options.rabbitmq, postgres=options.postgres, docker=options.docker)
     except ServerError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

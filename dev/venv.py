@@ -14,7 +14,7 @@ NEEDED = (3, 11)
 
 
 def make(folder: Path, requirements: Sequence[str]) -> None:
-    """Make or mend the environment in `folder`, then install the pinned requirements and the project itself."""
+    """Make or mend the environment in `folder`, then install the pinned requirements and the project."""
     if importlib.util.find_spec("ensurepip") is None:
         apt.install(f"python{sys.version_info.major}.{sys.version_info.minor}-venv")
     _must("making the virtual environment", [sys.executable, "-m", "venv", str(folder)])
@@ -37,7 +37,9 @@ def main() -> int:
     parser.add_argument("requirements", nargs="+")
     options = parser.parse_args()
     if sys.version_info < NEEDED:
-        sys.stderr.write(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.11\n")
+        sys.stderr.write(
+            f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.11\n"
+        )
         return ServerError.exit_code
     try:
         make(options.folder, options.requirements)

@@ -3,7 +3,8 @@
 from typing import Any, Final
 
 from pydantic import BaseModel
-from pydantic.json_schema import JsonSchemaMode
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
+from typing_extensions import override
 
 from schemas.cancel import Cancel
 from schemas.job import Job
@@ -38,10 +39,19 @@ _TEXT: Final = {"type": "string"}
 _PERSISTENT: Final = 2
 
 
+class _Written(GenerateJsonSchema):
+    """Says of what the worker writes that fields with a value of their own are always there."""
+
+    @override
+    def field_is_required(self, field: Any, total: bool) -> bool:
+        there = self.mode == "serialization" and field["schema"].get("default") is not None
+        return there or super().field_is_required(field, total)
+
+
 def json_schemas() -> dict[str, Any]:
     """Return one self-contained JSON Schema for each kind of message."""
     return {
-        name: {"$schema": _DIALECT, **model.model_json_schema(mode=mode)}
+        name: {"$schema": _DIALECT, **model.model_json_schema(mode=mode, schema_generator=_Written)}
         for name, (model, mode) in _MESSAGES.items()
     }
 
@@ -163,7 +173,9 @@ def _schemas() -> dict[str, Any]:
     """Return the message schemas and the parts they share, all under one roof."""
     shared: dict[str, Any] = {}
     for name, (model, mode) in _MESSAGES.items():
-        schema = model.model_json_schema(mode=mode, ref_template="#/components/schemas/{model}")
+        schema = model.model_json_schema(
+            mode=mode, schema_generator=_Written, ref_template="#/components/schemas/{model}"
+        )
         shared |= schema.pop("$defs", {})
         shared[name] = schema
     return shared

@@ -14,6 +14,7 @@ from worker.adapters.logs import LogObserver, configure_logging
 from worker.assembly import Parts, assemble
 from worker.config import Settings
 
+_READY_POLL_SECONDS: Final = 0.05
 _SECOND_SIGNAL: Final = 130
 """Exit code of a worker that was told to stop twice and did not finish."""
 
@@ -34,18 +35,24 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> int:
             told = asyncio.create_task(stop.wait(), name="stop signal")
             parts.consumer.start()
             parts.cancels.start()
-            log.info("started", http_port=parts.http_port, lanes=list(parts.lanes), pid=os.getpid())
+            ready = asyncio.create_task(_tell_when_ready(parts, log), name="readiness")
             await asyncio.wait({told, sweep}, return_when=asyncio.FIRST_COMPLETED)
             log.info("stopping", jobs_in_flight=parts.consumer.running)
             await _drain(parts, settings.worker_grace_seconds)
             broken = sweep.done()
-            for task in (sweep, told):
+            for task in (sweep, told, ready):
                 task.cancel()
-            await asyncio.gather(sweep, told, return_exceptions=True)
+            await asyncio.gather(sweep, told, ready, return_exceptions=True)
     if broken:
         log.error("the reply sweep ended", error=type(sweep.exception()).__name__)
     log.info("stopped")
     return 1 if broken else 0
+
+
+async def _tell_when_ready(parts: Parts, log: FilteringBoundLogger) -> None:
+    while not parts.consumer.consuming:  # noqa: ASYNC110 (a state of a dozen channels, asked for once)
+        await asyncio.sleep(_READY_POLL_SECONDS)
+    log.info("ready", http_port=parts.http_port, lanes=list(parts.lanes), pid=os.getpid())
 
 
 async def _drain(parts: Parts, grace: float) -> None:

@@ -70,7 +70,7 @@ def worker(environment: Mapping[str, str], log: Path) -> Iterator[int]:
         ready: list[dict[str, Any]] = []
 
         def is_ready() -> bool:
-            ready[:] = [line for line in _lines(log) if line.get("event") == "ready"]
+            ready[:] = [line for line in _lines(log) if line.get("message") == "ready"]
             return bool(ready)
 
         _wait_for("the worker", process, log, is_ready)

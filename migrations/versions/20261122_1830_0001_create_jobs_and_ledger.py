@@ -211,6 +211,7 @@ def create_ledger() -> None:
         "entry <> 'correction'",
         unique=True,
     )
+    partial_index("ix_usage_ledger_correction", "usage_ledger", ["tenant", "job_id"], "entry = 'correction'")
 
 
 def create_workers() -> None:

@@ -120,13 +120,11 @@ class TestClaim:
         jobs = [a_job(f"job-{number}") for number in range(200)]
         async with open_worker() as one, open_worker() as other:
             answers = await asyncio.gather(
-                *(
-                    worker.store.claim(a_claim(job, a_token()))
-                    for job in jobs
-                    for worker in (one, other)
-                )
+                *(worker.store.claim(a_claim(job, a_token())) for job in jobs for worker in (one, other))
             )
-        winners = [sum(isinstance(answer, Claimed) for answer in answers[at : at + 2]) for at in range(0, 400, 2)]
+        winners = [
+            sum(isinstance(answer, Claimed) for answer in answers[at : at + 2]) for at in range(0, 400, 2)
+        ]
         assert winners == [1] * 200
         assert sum(isinstance(answer, NotNow) for answer in answers) == 200
 
@@ -152,7 +150,8 @@ class TestTakeover:
         ]
         assert await rows(
             migrated_url,
-            "SELECT attempt_no, entry, input_tokens, output_tokens, cost_nano_usd, organization FROM usage_ledger",
+            "SELECT attempt_no, entry, input_tokens, output_tokens, cost_nano_usd, organization"
+            " FROM usage_ledger",
         ) == [(1, "estimated", 100, 50, 200_000, "org-1")]
 
     async def test_takeover_without_intent_settles_too(
@@ -187,12 +186,17 @@ class TestTakeover:
         for _ in range(2):
             assert not await database.store.finish(a_finish(job, old))
         assert await rows(migrated_url, "SELECT state FROM attempts WHERE attempt_no = 1") == [("succeeded",)]
-        booked = "SELECT entry, input_tokens, output_tokens, cost_nano_usd, requests FROM usage_ledger ORDER BY id"
+        booked = (
+            "SELECT entry, input_tokens, output_tokens, cost_nano_usd, requests FROM usage_ledger ORDER BY id"
+        )
         assert await rows(migrated_url, booked) == [
             ("estimated", 100, 50, 200_000, 1),
             ("correction", -20, -30, -80_000, 0),
         ]
-        sums = "SELECT sum(estimated_requests), sum(estimated_cost_nano_usd), sum(unpriced_requests) FROM usage_ledger"
+        sums = (
+            "SELECT sum(estimated_requests), sum(estimated_cost_nano_usd), sum(unpriced_requests)"
+            " FROM usage_ledger"
+        )
         assert [tuple(map(int, row)) for row in await rows(migrated_url, sums)] == [(0, 0, 0)]
         assert await rows(migrated_url, "SELECT * FROM results") == []
         assert await rows(migrated_url, "SELECT status FROM jobs") == [("running",)]
@@ -208,7 +212,10 @@ class TestTakeover:
         await database.store.claim(a_claim(job, a_token()))
         record = a_record(job.key, state=state, http_status=400, ledger=None)
         assert not await database.store.progress(replace(a_progress(job, old), record=record))
-        sums = "SELECT sum(input_tokens), sum(output_tokens), sum(cost_nano_usd), sum(estimated_requests) FROM usage_ledger"
+        sums = (
+            "SELECT sum(input_tokens), sum(output_tokens), sum(cost_nano_usd), sum(estimated_requests)"
+            " FROM usage_ledger"
+        )
         assert [tuple(map(int, row)) for row in await rows(migrated_url, sums)] == [(0, 0, 0, 0)]
 
     async def test_late_unknown_outcome_changes_nothing(
@@ -248,9 +255,9 @@ class TestFinish:
         await database.store.claim(a_claim(job, token))
         for _ in range(2):
             assert await database.store.finish(a_finish(job, token))
-        assert await rows(
-            migrated_url, "SELECT state, http_status, openai_request_id FROM attempts"
-        ) == [("succeeded", 200, "req_1")]
+        assert await rows(migrated_url, "SELECT state, http_status, openai_request_id FROM attempts") == [
+            ("succeeded", 200, "req_1")
+        ]
         assert await rows(
             migrated_url,
             "SELECT attempt_no, entry, input_tokens, cached_input_tokens, output_tokens, cost_nano_usd, kind,"
@@ -501,7 +508,8 @@ class TestOutbox:
         finish = a_finish(job, token)
         await database.store.finish(finish)
         given_up = [
-            await database.outbox.unroutable(replace(finish.reply, tries=tries)) for tries in range(MOST_TRIES)
+            await database.outbox.unroutable(replace(finish.reply, tries=tries))
+            for tries in range(MOST_TRIES)
         ]
         assert given_up == [False] * (MOST_TRIES - 1) + [True]
         assert await rows(migrated_url, "SELECT reply_status, reply_due_at FROM jobs") == [

@@ -68,20 +68,20 @@ async def fresh_postgres() -> AsyncIterator[str]:
 
 @pytest.fixture
 async def postgres_url() -> AsyncIterator[str]:
-    """An empty PostgreSQL database."""
+    """Give an empty PostgreSQL database."""
     async with fresh_postgres() as url:
         yield url
 
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
-    """An SQLite file that does not exist yet."""
+    """Give an SQLite file that does not exist yet."""
     return f"sqlite:///{tmp_path / 'worker.db'}"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """An empty database of each kind."""
+    """Give an empty database of each kind."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'worker.db'}"
         return
@@ -91,7 +91,7 @@ async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
 
 @pytest.fixture
 async def migrated_url(database_url: str) -> str:
-    """A database of each kind, with the newest tables."""
+    """Give a database of each kind, with the newest tables."""
     await upgrade(database_url)
     return database_url
 
@@ -109,7 +109,7 @@ def open_worker(migrated_url: str) -> OpenWorker:
 
 @pytest.fixture
 async def database(open_worker: OpenWorker) -> AsyncIterator[Database]:
-    """A worker's open database, of each kind."""
+    """Give a worker's open database, of each kind."""
     async with open_worker() as opened:
         yield opened
 

@@ -10,6 +10,7 @@ text names as `<<{"status": 500}>>`, else it gets a good answer.
 
 import argparse
 import asyncio
+import gzip
 import json
 import re
 import socket
@@ -43,7 +44,7 @@ class Act:
     """Fields of OpenAI's error object."""
     headers: Mapping[str, str] = field(default_factory=dict)
     body: str | None = None
-    """Sent as it is, in place of an answer or error."""
+    """Sent as it is, in place of an answer or error; packed where `headers` say `Content-Encoding: gzip`."""
     delay: float = 0
     """Seconds until the first byte."""
     fault: str | None = None
@@ -65,6 +66,8 @@ class Seen:
     monotonic: float
     path: str
     headers: Mapping[str, str]
+    connection: int
+    """The client's port: one for each connection it opened."""
     body: Any
     """The decoded JSON, or the text if it is none."""
     tokens: int = 0
@@ -165,6 +168,7 @@ class Upstream:
             at=time.time(),
             monotonic=time.monotonic(),
             path=request.path,
+            connection=request.transport.get_extra_info("peername")[1] if request.transport else 0,
             headers={name.lower(): value for name, value in request.headers.items()},
             body=body,
             tokens=estimate(request.path, body) if isinstance(body, dict) else 0,
@@ -207,6 +211,8 @@ class Upstream:
             "Set-Cookie": "__cf_bm=abc; path=/; HttpOnly",
             **act.headers,
         }
+        if headers.get("Content-Encoding") == "gzip":
+            body = gzip.compress(body)
         if act.fault in {"close", "reset", "stall", "garbage"}:
             return await _break_off(act.fault, request)
         response = web.StreamResponse(status=act.status, headers=headers | {"Content-Length": str(len(body))})

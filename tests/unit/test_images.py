@@ -108,11 +108,9 @@ def test_type_and_size_are_read_from_the_header(name: str) -> None:
 def test_a_cut_header_is_damaged(name: str) -> None:
     """However early an image ends, it is refused as an image, never with another error."""
     media_type, content = SAMPLES[name]
-    for length in range(1, 30):
+    for length in range(1, 10):
         with pytest.raises(ImageError):
-            check_image(media_type, image(content[:length].rstrip(b"\xc8\x2c\x01")), ImageLimits())
-        if length > 15:
-            break
+            check_image(media_type, image(content[:length]), ImageLimits())
 
 
 @given(st.binary(max_size=400), st.integers(0, 420), st.integers(0, 50))
@@ -310,7 +308,7 @@ def test_public_urls_are_accepted(url: str) -> None:
     ],
 )
 def test_other_urls_are_refused_without_quoting_them(url: str) -> None:
-    """No other scheme, no credentials, no private host in any notation, nothing readers could read differently."""
+    """No other scheme, no credentials, no private host in any notation, nothing ambiguous."""
     with pytest.raises(UrlError) as caught:
         check_public_url(url)
     assert "pw" not in str(caught.value)

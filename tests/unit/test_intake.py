@@ -195,9 +195,9 @@ BAD: dict[str, tuple[Any, str]] = {
     "job id with a line break": (job(job_id="a\nb"), "job_id: must be printable"),
     "number as job id": (job(job_id=7), "job_id"),
     "no kind": (job(kind=...), "kind: is missing"),
-    "unknown kind": (job(kind="haiku"), "kind: input should be"),
+    "unknown kind": (job(kind="haiku"), "kind: must be"),
     "kind without handler": (job(kind="batch"), "kind: batch is not served"),
-    "version 2": (job(version=2), "version: input should be 1"),
+    "version 2": (job(version=2), "version: must be 1"),
     "unknown field": (job(priority=9), "priority: is not a known field"),
     "unknown option": (job(options={"timeout": 9}), "options.timeout: is not a known field"),
     "timeout as text": (job(options={"timeout_seconds": "9"}), "options.timeout_seconds"),
@@ -210,7 +210,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "labels that are no texts": (job(labels={"a": 1}), "labels.a"),
     "hostile label": (job(labels={SECRET: 1}), "labels.<field>"),
     "no request": (job(request=...), "request: is missing"),
-    "request is a list": (job(request=[]), "request: input should be"),
+    "request is a list": (job(request=[]), "request: must be an object"),
     "no model": (job(request={"messages": MESSAGES}), "request.model: is missing"),
     "model is no text": (request(model=7), "request.model"),
     "empty model": (request(model=""), "request.model"),
@@ -352,6 +352,7 @@ def test_patterns_match_whole_names_and_tenants_have_their_own() -> None:
     assert policy.allows("replies.x", "other")
     assert policy.allows("replies.x", None)
     assert not policy.allows("my.replies.x", "other")
+    assert not ReplyPolicy.of("replies").allows("replies.of.others", "other")
     assert policy.allows("acme.x", "acme")
     assert not policy.allows("replies.x", "acme")
     assert not policy.allows("openai.jobs.tool", "acme")

@@ -42,7 +42,10 @@ def run_worker() -> None:
 
 @app.command()
 def migrate(
-    *, check: Annotated[bool, typer.Option("--check", help="Only say what differs; exit 1 if anything does.")] = False
+    *,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say what differs; exit 1 if anything does.")
+    ] = False,
 ) -> None:
     """Bring the database to the newest revision."""
     loaded = settings()
@@ -70,7 +73,9 @@ class ContractFormat(StrEnum):
 
 @app.command()
 def contract(
-    form: Annotated[ContractFormat, typer.Option("--format", help="Which description to print.")] = ContractFormat.JSON_SCHEMA,
+    form: Annotated[
+        ContractFormat, typer.Option("--format", help="Which description to print.")
+    ] = ContractFormat.JSON_SCHEMA,
 ) -> None:
     """Print the message schemas."""
     from schemas.contract import asyncapi, json_schemas  # noqa: PLC0415 - slow to import

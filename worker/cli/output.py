@@ -55,13 +55,17 @@ def dollars(nano_usd: int | None) -> str | None:
     return f"{'-' if nano_usd < 0 else ''}{whole}.{rest:09}"
 
 
+def plain(text: str) -> str:
+    """Escape what a terminal would obey: producers choose names."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def _cell(value: Any) -> Text:
-    """Return a cell that neither rich nor the terminal takes for a command: producers choose names."""
+    """Return a cell that rich does not take for markup."""
     if value is None:
-        return Text("–", style="dim")
+        return Text("-", style="dim")
     if isinstance(value, datetime):
         value = f"{value:%Y-%m-%d %H:%M:%S}"
     if isinstance(value, Mapping):
         value = ", ".join(f"{name}={part}" for name, part in value.items())
-    text = str(value)
-    return Text(text if text.isprintable() else ascii(text)[1:-1], overflow="fold")
+    return Text(plain(str(value)), overflow="fold")

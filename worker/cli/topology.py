@@ -1,12 +1,14 @@
 """`openai-worker topology`: exchanges and queues."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from worker.cli.output import print_json
 from worker.cli.wiring import Exit, broker, complain, settings, work
-from worker.config import Settings
+
+if TYPE_CHECKING:
+    from worker.config import Settings
 
 app = typer.Typer(help="Declare exchanges and queues, or compare them with the broker.", no_args_is_help=True)
 
@@ -31,14 +33,14 @@ def check(*, json: Annotated[bool, typer.Option("--json", help="Print a JSON arr
     complain("the exchanges and queues are as they should be")
 
 
-async def _apply(loaded: Settings) -> None:
+async def _apply(loaded: "Settings") -> None:
     from worker.adapters.rabbitmq import topology  # noqa: PLC0415 - slow to import
 
     async with broker(loaded) as link:
         await topology.apply(link)
 
 
-async def _check(loaded: Settings) -> list[str]:
+async def _check(loaded: "Settings") -> list[str]:
     from worker.adapters.rabbitmq import topology  # noqa: PLC0415 - slow to import
 
     async with broker(loaded) as link:

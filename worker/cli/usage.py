@@ -3,7 +3,7 @@
 import csv
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -11,10 +11,10 @@ import typer
 
 from worker.cli.output import dollars, print_rows
 from worker.cli.wiring import database, settings, work
-from worker.config import Settings
 
 if TYPE_CHECKING:
     from worker.adapters.database.queries import By, UsageFilter, UsageRow
+    from worker.config import Settings
 
 app = typer.Typer(help="What was used, and what it cost.", no_args_is_help=True)
 
@@ -39,7 +39,7 @@ def usage() -> None:
 
 
 @app.command()
-def report(  # noqa: PLR0913 - the options of a command
+def report(
     *,
     by: Annotated[
         str, typer.Option(help="Groups, comma-separated: day, month, tenant, model, kind, account.")
@@ -76,7 +76,7 @@ def report(  # noqa: PLR0913 - the options of a command
         print_rows(rows, columns, as_json=json)
 
 
-async def _report(loaded: Settings, groups: Sequence["By"], only: "UsageFilter") -> list["UsageRow"]:
+async def _report(loaded: "Settings", groups: Sequence["By"], only: "UsageFilter") -> list["UsageRow"]:
     async with database(loaded) as queries:
         return await queries.usage(groups, only)
 

@@ -1,7 +1,7 @@
 """What commands share: settings, exit codes, and the way to the adapters.
 
-Adapters are imported where they are used: most commands need one of them, and
-`--help` none.
+Settings and adapters are imported where they are used: most commands need few
+of them, and `--help` none.
 """
 
 import asyncio
@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Never, TypeVar
 
 import typer
 
-from worker.config import ConfigError, Settings, load_settings
+from schemas.names import CONTENT_TYPE
 from worker.domain.events import Event
 from worker.ports import PublishError
 
 if TYPE_CHECKING:
     from worker.adapters.database.queries import Queries
+    from worker.adapters.openai_api.client import OpenAIClient
     from worker.adapters.rabbitmq.connection import Link
+    from worker.config import Settings
 
 T = TypeVar("T")
 
@@ -43,8 +45,10 @@ def stop(line: str, code: Exit) -> Never:
     raise typer.Exit(code)
 
 
-def settings() -> Settings:
+def settings() -> "Settings":
     """Return the settings, or end the command with what is wrong with them."""
+    from worker.config import load_settings  # noqa: PLC0415 - slow to import
+
     with told():
         return load_settings(warn=complain)
 
@@ -56,7 +60,7 @@ def work(task: Coroutine[Any, Any, T]) -> T:
 
 
 @asynccontextmanager
-async def broker(loaded: Settings) -> AsyncIterator["Link"]:
+async def broker(loaded: "Settings") -> AsyncIterator["Link"]:
     """Open a connection to the broker. Raises BrokerUnreachableError."""
     from worker.adapters.rabbitmq.connection import Link  # noqa: PLC0415 - slow to import
 
@@ -65,8 +69,38 @@ async def broker(loaded: Settings) -> AsyncIterator["Link"]:
         yield link
 
 
+async def publish(
+    link: "Link",
+    body: bytes,
+    *,
+    exchange: str,
+    routing_key: str,
+    message_id: str | None = None,
+    reply_to: str | None = None,
+    correlation_id: str | None = None,
+) -> None:
+    """Publish persistently and wait for the broker's word. Raises PublishError."""
+    from pamqp.commands import Basic  # noqa: PLC0415 - slow to import
+
+    from worker.adapters.rabbitmq.messages import PERSISTENT  # noqa: PLC0415 - slow to import
+    from worker.adapters.rabbitmq.outlet import Outlet  # noqa: PLC0415 - slow to import
+
+    properties = Basic.Properties(
+        content_type=CONTENT_TYPE,
+        delivery_mode=PERSISTENT,
+        message_id=message_id,
+        reply_to=reply_to,
+        correlation_id=correlation_id,
+    )
+    routed = await Outlet(link).send(body, exchange=exchange, routing_key=routing_key, properties=properties)
+    if not routed:
+        raise PublishError(
+            f"no queue takes {routing_key} from {exchange}: run `openai-worker topology apply`"
+        )
+
+
 @asynccontextmanager
-async def database(loaded: Settings) -> AsyncIterator["Queries"]:
+async def database(loaded: "Settings") -> AsyncIterator["Queries"]:
     """Open the database for reading. Raises DatabaseUnreachableError and DatabaseSchemaError."""
     from worker.adapters.database.opening import open_queries  # noqa: PLC0415 - slow to import
 
@@ -75,31 +109,57 @@ async def database(loaded: Settings) -> AsyncIterator["Queries"]:
         yield queries
 
 
+@asynccontextmanager
+async def openai(loaded: "Settings") -> AsyncIterator[tuple["OpenAIClient", list[str]]]:
+    """Open OpenAI with all credentials, and yield their names too. Raises ConfigError."""
+    from worker.adapters.openai_api.client import OpenAIClient  # noqa: PLC0415 - slow to import
+    from worker.adapters.openai_api.credentials import AccountCredentials  # noqa: PLC0415 - slow to import
+    from worker.config import resolve_credentials  # noqa: PLC0415 - slow to import
+
+    credentials = [
+        AccountCredentials(
+            name=one.name,
+            api_key=one.api_key.get_secret_value(),
+            organization=one.organization,
+            project=one.project,
+            base_url=one.base_url,
+        )
+        for one in resolve_credentials(loaded).values()
+    ]
+    async with OpenAIClient(credentials) as client:
+        yield client, [one.name for one in credentials]
+
+
 @contextmanager
 def told() -> Iterator[None]:
     """Turn the errors that an operator has to mend into lines and exit codes."""
     try:
         yield
-    except ConfigError as error:
-        stop(str(error), Exit.USAGE)
+    except typer.Exit:
+        raise
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except Exception as error:
-        code = _exit_of(error)
+        code = exit_of(error)
         if code is None:
             raise
         stop(str(error), code)
 
 
-def _exit_of(error: Exception) -> Exit | None:
+def exit_of(error: Exception) -> Exit | None:
+    """Return the exit code of an error that an operator can mend; None for errors of the program."""
     from worker.adapters.database import errors as database  # noqa: PLC0415 - slow to import
     from worker.adapters.http import ListenError  # noqa: PLC0415 - slow to import
     from worker.adapters.rabbitmq import connection, topology  # noqa: PLC0415 - slow to import
+    from worker.config import ConfigError  # noqa: PLC0415 - slow to import
+    from worker.tools import ToolDefinitionError  # noqa: PLC0415 - slow to import
 
     match error:
         case database.DatabaseUnreachableError() | connection.BrokerUnreachableError():
             return Exit.UNREACHABLE
-        case database.DatabaseUrlError() | connection.BrokerUrlError() | ListenError():
+        case database.DatabaseUrlError() | connection.BrokerUrlError():
+            return Exit.USAGE
+        case ConfigError() | ListenError() | ToolDefinitionError():
             return Exit.USAGE
         case database.DatabaseSchemaError() | topology.TopologyError() | PublishError():
             return Exit.FAILED

@@ -105,14 +105,14 @@ def _response(data: _Object) -> _Said:
         if part.get("type") == "output_text" and isinstance(part.get("text"), str)
     ]
     calls = tuple(
-        _tool_call(item.get("call_id"), item.get("name"), item.get(_CALLS[item["type"]]))
+        _tool_call(item.get("call_id"), item.get("name"), item.get(arguments))
         for item in _objects(output)
-        if item.get("type") in _CALLS
+        if (arguments := _CALLS.get(_text(item.get("type"))))
     )
     return _Said("".join(texts) if texts else None, _response_finish(data, status, calls), calls)
 
 
-_CALLS: Final = {"function_call": "arguments", "custom_tool_call": "input"}
+_CALLS: Final[Mapping[str | None, str]] = {"function_call": "arguments", "custom_tool_call": "input"}
 
 
 def _response_finish(data: _Object, status: str, calls: tuple[ToolCall, ...]) -> str:

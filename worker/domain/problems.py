@@ -14,7 +14,11 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_.\-]{1,40}", re.ASCII)
 _TEXTS: Final = {
     "extra_forbidden": "is not a known field",
     "missing": "is missing",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "string_type": "must be a text",
 }
+_SUBJECT: Final = re.compile(r"^(?:Input|String|List|Dictionary|Value) should ")
 
 
 def field_name(name: object) -> str:
@@ -35,6 +39,6 @@ def explain(error: ValidationError, root: str = "") -> str:
 def _one(detail: ErrorDetails, root: str) -> str:
     path = [root] if root else []
     path += [field_name(part) for part in detail["loc"] if part != "[key]"]
-    message = detail["msg"].removeprefix("Value error, ")
+    message = _SUBJECT.sub("must ", detail["msg"].removeprefix("Value error, "))
     text = _TEXTS.get(detail["type"], message[:1].lower() + message[1:])
     return f"{'.'.join(path)}: {text}" if path else text

@@ -6,12 +6,22 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar, TypeVar
 
-from sqlalchemy import ColumnElement, Select, Table, func, select
+from sqlalchemy import ColumnElement, Select, Table, func, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from schemas.names import Kind
 from worker.adapters.database.sql import sql_of
-from worker.adapters.database.tables import attempts, jobs, requests, results, usage_ledger, workers
+from worker.adapters.database.tables import (
+    BOOKING,
+    CORRECTION,
+    RUNNING,
+    attempts,
+    jobs,
+    requests,
+    results,
+    usage_ledger,
+    workers,
+)
 from worker.domain.claims import JobStatus
 from worker.domain.job import JobKey
 
@@ -33,6 +43,7 @@ class JobRow:
     error_code: str | None
     reply_status: str
     reply_to: str | None
+    correlation_id: str | None
     received_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -62,6 +73,7 @@ class AttemptRow:
 class LedgerRow:
     """One accounting row."""
 
+    id: int
     attempt_no: int
     entry: str
     model: str
@@ -188,7 +200,7 @@ class Queries:
             return JobDetail(
                 job=found[0],
                 attempts=await _all(connection, AttemptRow, attempts, key),
-                ledger=await _all(connection, LedgerRow, usage_ledger, key),
+                ledger=await _ledger(connection, key),
                 request=await connection.scalar(select(requests.c.body).where(*_is(requests, key))),
                 reply=await connection.scalar(select(results.c.body).where(*_is(results, key))),
             )
@@ -213,9 +225,7 @@ class Queries:
     async def workers(self) -> list[WorkerRow]:
         """Return the workers and how many jobs each of them runs."""
         running = (
-            select(func.count())
-            .where(jobs.c.lease_owner == workers.c.worker_id, jobs.c.status == "running")
-            .scalar_subquery()
+            select(func.count()).where(jobs.c.lease_owner == workers.c.worker_id, RUNNING).scalar_subquery()
         )
         listed = select(workers, running.label("running")).order_by(workers.c.started_at)
         async with self._engine.connect() as connection:
@@ -257,6 +267,13 @@ async def _all(connection: AsyncConnection, kind: type[RowT], table: Table, key:
     order = list(table.primary_key)
     found = await connection.execute(_columns(kind, table).where(*_is(table, key)).order_by(*order))
     return _rows(kind, found.mappings())
+
+
+async def _ledger(connection: AsyncConnection, key: JobKey) -> list[LedgerRow]:
+    booked = _columns(LedgerRow, usage_ledger).where(*_is(usage_ledger, key))
+    # Two halves, each with the index that it has.
+    both = union_all(booked.where(BOOKING), booked.where(CORRECTION)).order_by("id")
+    return _rows(LedgerRow, (await connection.execute(both)).mappings())
 
 
 def _rows(kind: type[RowT], found: Any) -> list[RowT]:

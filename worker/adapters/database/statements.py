@@ -2,11 +2,26 @@
 
 from typing import Any, Final
 
-from sqlalchemy import Select, Subquery, Table, and_, bindparam, delete, select, tuple_, update
+from sqlalchemy import (
+    Select,
+    Subquery,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    or_,
+    select,
+    tuple_,
+    union_all,
+    update,
+)
 from sqlalchemy.sql.elements import ColumnElement
 
 from worker.adapters.database.sql import Sql, sql_of
 from worker.adapters.database.tables import (
+    BOOKING,
+    CORRECTION,
+    OWED,
     attempts,
     checkpoints,
     jobs,
@@ -50,7 +65,8 @@ class Statements:
         self.record_outcome = update(attempts).where(
             *_is_job(attempts),
             attempts.c.attempt_no == bindparam(OF_ATTEMPT),
-            attempts.c.state.in_(["in_flight", "unknown"]),
+            # Not IN: its list of parameters does not go with a batch of rows.
+            or_(attempts.c.state == "in_flight", attempts.c.state == "unknown"),
         )
         self.save_checkpoint = sql.upsert(checkpoints)
         self._by_key(sql)
@@ -90,7 +106,9 @@ class Statements:
             .join(wanted, _same(attempts, wanted))
             .where(attempts.c.state.in_(["in_flight", "unknown"]))
         )
-        self.booked: Select[Any] = select(usage_ledger).join(wanted, _same(usage_ledger, wanted))
+        booked = select(usage_ledger).join(wanted, _same(usage_ledger, wanted))
+        # Two halves, each with the index that it has.
+        self.booked = union_all(booked.where(BOOKING), booked.where(CORRECTION))
         among = select(wanted.c.tenant, wanted.c.job_id)
         self.drop_checkpoints = delete(checkpoints).where(_key(checkpoints).in_(among))
         self.mark_sent = (
@@ -111,7 +129,7 @@ class Statements:
                 results.c.body,
             )
             .join(results, _same(jobs, results))
-            .where(jobs.c.reply_status == "pending", jobs.c.reply_due_at <= bindparam("now"))
+            .where(OWED, jobs.c.reply_due_at <= bindparam("now"))
             .order_by(jobs.c.reply_due_at)
             .limit(bindparam("most"))
             .with_for_update(of=jobs, skip_locked=True)

@@ -24,6 +24,14 @@ from worker.adapters.database.types import DOCUMENT, INTEGER, ForeignText, UtcDa
 REVISION: Final = "0001"
 """The newest revision of the schema, which this program needs."""
 
+# Conditions of partial indexes. A query uses such an index only where it spells the
+# condition in the same way, with no parameter in it.
+WAITING: Final = text("status = 'waiting'")
+RUNNING: Final = text("status = 'running'")
+OWED: Final = text("reply_status = 'pending'")
+BOOKING: Final = text("entry <> 'correction'")
+CORRECTION: Final = text("entry = 'correction'")
+
 metadata: Final = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -85,20 +93,20 @@ jobs: Final = Table(
 Index(
     "ix_jobs_waiting",
     jobs.c.next_attempt_at,
-    sqlite_where=text("status = 'waiting'"),
-    postgresql_where=text("status = 'waiting'"),
+    sqlite_where=WAITING,
+    postgresql_where=WAITING,
 )
 Index(
     "ix_jobs_running",
     jobs.c.lease_owner,
-    sqlite_where=text("status = 'running'"),
-    postgresql_where=text("status = 'running'"),
+    sqlite_where=RUNNING,
+    postgresql_where=RUNNING,
 )
 Index(
     "ix_jobs_owed",
     jobs.c.reply_due_at,
-    sqlite_where=text("reply_status = 'pending'"),
-    postgresql_where=text("reply_status = 'pending'"),
+    sqlite_where=OWED,
+    postgresql_where=OWED,
 )
 
 requests: Final = Table(
@@ -193,8 +201,15 @@ Index(
     usage_ledger.c.job_id,
     usage_ledger.c.attempt_no,
     unique=True,
-    sqlite_where=text("entry <> 'correction'"),
-    postgresql_where=text("entry <> 'correction'"),
+    sqlite_where=BOOKING,
+    postgresql_where=BOOKING,
+)
+Index(
+    "ix_usage_ledger_correction",
+    usage_ledger.c.tenant,
+    usage_ledger.c.job_id,
+    sqlite_where=CORRECTION,
+    postgresql_where=CORRECTION,
 )
 
 workers: Final = Table(

@@ -175,7 +175,8 @@ class GroupCommit:
         self._crowded = len(batch) > 1
         return batch
 
-    async def _settle(self, batch: list[_Entry]) -> None:
+    async def _settle(self, batch: list[_Entry]) -> bool:
+        """Write a batch and answer its callers; False where some of it was refused."""
         try:
             results = await self._write_durably([entry.work for entry in batch])
         except asyncio.CancelledError:
@@ -184,14 +185,17 @@ class GroupCommit:
             raise
         except Exception as error:  # noqa: BLE001 whatever it is, it belongs to the callers
             await self._settle_refused(batch, error)
-        else:
-            for entry, result in zip(batch, results, strict=True):
-                entry.done(result)
+            return False
+        for entry, result in zip(batch, results, strict=True):
+            entry.done(result)
+        return True
 
     async def _settle_refused(self, batch: list[_Entry], error: Exception) -> None:
         if len(batch) > 1:
-            for entry in batch:
-                await self._settle([entry])
+            fine = [await self._settle([entry]) for entry in batch]
+            if all(fine):
+                # Nobody is told otherwise, but a batch that only works piece by piece is a fault.
+                self._observer(Broken(key=None, where="database batch", error=safe(error)))
             return
         (entry,) = batch
         entry.failed(safe(error))

@@ -61,8 +61,10 @@ class OpenAIClient(OpenAI):
     async def __aenter__(self) -> Self:
         # The system's trust store, and SSL_CERT_FILE, as the SDK takes it.
         tls = httpx2.create_ssl_context()
-        for one in self._credentials.values():
-            self._clients[one.name] = await self._opened.enter_async_context(self._client(one, tls))
+        async with AsyncExitStack() as opening:
+            for one in self._credentials.values():
+                self._clients[one.name] = await opening.enter_async_context(self._client(one, tls))
+            self._opened = opening.pop_all()
         return self
 
     async def __aexit__(

@@ -53,9 +53,10 @@ async def list_models(client: AsyncOpenAI) -> list[ListedModel]:
 
 
 def _sentence(error: APIStatusError) -> str:
-    said = refused(error, b"").message
-    advice = _ADVICE.get(error.status_code)
-    return f"{advice} ({said})" if advice else said
+    advice = _ADVICE.get(
+        error.status_code, f"OpenAI is not well (status {error.status_code}): try again later"
+    )
+    return f"{advice} ({refused(error, b'').message})"
 
 
 def _model(entry: dict[str, Any]) -> ListedModel:

@@ -10,6 +10,7 @@ _SEARCHABLE: Final = 2**20
 
 _KEY: Final = re.compile(r"\b(?:sk|sess|rk|pk|ek)-[\w*.…-]+")
 _URL: Final = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*:(?://|[^\s,;]{32,})\S*")
+_QUOTED: Final = re.compile(r"(['\"`])(\S.*?)\1")
 _EDGES: Final = "'\"`.,:;()[]{}<>?!"
 _MODEL: Final = re.compile(r'"model"\s*:\s*"([^"]*)"')
 _RUN: Final = 3
@@ -25,7 +26,7 @@ def safe_message(message: str, request_body: bytes) -> str:
         return ""
     line = " ".join("".join(char if char.isprintable() else " " for char in message[:4096]).split())
     line = _URL.sub(_keep_documentation, _KEY.sub("sk-" + _MASK, line))
-    line = _without_quotations(line, request_body.decode(errors="replace"))
+    line = _without_quotations(line, request_body.decode(errors="replace").replace("\\n", " "))
     return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + _MASK
 
 
@@ -38,10 +39,11 @@ def _keep_documentation(url: re.Match[str]) -> str:
 
 
 def _without_quotations(line: str, request: str) -> str:
+    line = _QUOTED.sub(
+        lambda found: f"{found[1]}{_MASK}{found[1]}" if _is_value(found[2], request) else found[0], line
+    )
     words = line.split(" ")
-    model = _MODEL.search(request)
-    known = model[1] if model else None
-    hidden = [_is_quoted(word.strip(_EDGES), request, known) for word in words]
+    hidden = [_identifies(word.strip(_EDGES), request) for word in words]
     for start in range(len(words) - _RUN + 1):
         if " ".join(words[start : start + _RUN]).strip(_EDGES) in request:
             hidden[start : start + _RUN] = [True] * _RUN
@@ -49,8 +51,14 @@ def _without_quotations(line: str, request: str) -> str:
     return " ".join(word for i, word in enumerate(shown) if word != _MASK or shown[i - 1 : i] != [_MASK])
 
 
-def _is_quoted(word: str, request: str, model: str | None) -> bool:
-    """Tell a value of the request from plain words, from its parameters' names and its model."""
-    if len(word) < _SHORTEST or word.isalpha() or word == model:
+def _identifies(word: str, request: str) -> bool:
+    """Tell what may name somebody, such as numbers and addresses, from plain words."""
+    return len(word) >= _SHORTEST and not word.isalpha() and _is_value(word, request)
+
+
+def _is_value(text: str, request: str) -> bool:
+    """Tell what the request says from the names of its parameters and its model."""
+    if text not in request:
         return False
-    return word in request and not re.search(rf'"{re.escape(word)}"\s*:', request)
+    model = _MODEL.search(request)
+    return not (model and model[1] == text) and not re.search(rf'"{re.escape(text)}"\s*:', request)

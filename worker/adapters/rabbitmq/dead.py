@@ -55,7 +55,7 @@ class DeadLetters:
         self._outlet = Outlet(link)
 
     async def browse(self, limit: int) -> list[DeadLetter]:
-        """Return the oldest letters. Raises TopologyError."""
+        """Return so many letters, about the oldest: looking may change their order. Raises TopologyError."""
         found: list[DeadLetter] = []
         async with self._channel() as channel:
             while len(found) < limit and (taken := await self._take(channel)):

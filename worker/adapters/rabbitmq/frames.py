@@ -52,7 +52,10 @@ class FrameMender(asyncio.StreamReader):
 
     @override
     def feed_eof(self) -> None:
-        super().feed_data(self._incomplete)
+        # Called once at the end of the data and once more when the connection is lost.
+        if self._incomplete:
+            super().feed_data(self._incomplete)
+            self._incomplete = b""
         super().feed_eof()
 
 

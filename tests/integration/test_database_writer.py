@@ -1,0 +1,444 @@
+"""Group commit: batches, faults in them, and servers that go away."""
+
+import asyncio
+from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from datetime import datetime
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from tests.support.databases import (
+    LEASE_SECONDS,
+    Events,
+    OpenWorker,
+    a_claim,
+    a_finish,
+    a_job,
+    a_next_attempt,
+    a_record,
+    a_token,
+    execute,
+    rows,
+)
+from worker.adapters.database.batch import Work
+from worker.adapters.database.cancel import RequestCancel
+from worker.adapters.database.engine import Use, open_engine
+from worker.adapters.database.errors import DatabaseClosedError, DatabaseRefusedError
+from worker.adapters.database.opening import Database, open_database
+from worker.adapters.database.replies import MarkSent
+from worker.adapters.database.setup import upgrade
+from worker.adapters.database.writer import GroupCommit
+from worker.domain.claims import JobStatus
+from worker.domain.events import Broken, ServerTrouble
+from worker.domain.job import JobKey
+from worker.ports import Claimed
+
+MUCH_TOO_LARGE = 2**70
+
+
+async def until(condition: Callable[[], Awaitable[bool]] | Callable[[], bool]) -> None:
+    """Poll until something is so, for 20 seconds at most."""
+    async with asyncio.timeout(20):
+        while True:
+            held = condition()
+            if held is True or (isinstance(held, Awaitable) and await held):
+                return
+            await asyncio.sleep(0.01)
+
+
+class Recorder:
+    """Stands in for the batch: notes what each transaction was given."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Work]] = []
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def __call__(self, connection: AsyncConnection, work: list[Work]) -> list[object]:
+        """Answer each item with its place in the batch."""
+        self.batches.append(list(work))
+        await self.go.wait()
+        return list(range(len(work)))
+
+
+@pytest.fixture
+async def engine(sqlite_url: str) -> AsyncIterator[AsyncEngine]:
+    """Give an engine on an empty file."""
+    opened = open_engine(sqlite_url, Use.WRITE)
+    yield opened
+    await opened.dispose()
+
+
+def a_request(job_id: str) -> RequestCancel:
+    """Return some operation."""
+    return RequestCancel(JobKey("acme", job_id), datetime.min)  # noqa: DTZ901 never read
+
+
+class TestBatches:
+    """What goes into one transaction."""
+
+    async def test_what_arrives_during_a_transaction_goes_into_the_next(self, engine: AsyncEngine) -> None:
+        """A hundred callers cost two transactions, and each gets its own result."""
+        run = Recorder()
+        writer = GroupCommit(engine, run, Events())
+        writer.start()
+        run.go.clear()
+        first = asyncio.ensure_future(writer.submit(a_request("first")))
+        await until(lambda: len(run.batches) == 1)
+        others = [asyncio.ensure_future(writer.submit(a_request(f"{number}"))) for number in range(100)]
+        await asyncio.sleep(0)
+        run.go.set()
+        assert await first == 0
+        assert await asyncio.gather(*others) == list(range(100))
+        assert [len(batch) for batch in run.batches] == [1, 100]
+        await writer.close(1)
+
+    async def test_operations_on_one_job_keep_their_order(self, engine: AsyncEngine) -> None:
+        """A batch changes a job once; what follows on the same job comes in a later transaction."""
+        run = Recorder()
+        writer = GroupCommit(engine, run, Events())
+        work = [a_request("a"), a_request("a"), a_request("b"), a_request("a")]
+        submitted = [asyncio.ensure_future(writer.submit(item)) for item in work]
+        await asyncio.sleep(0)
+        writer.start()
+        await asyncio.gather(*submitted)
+        assert [[item is work[at] for item in batch for at in [work.index(item)]] for batch in run.batches]
+        assert [[id(item) for item in batch] for batch in run.batches] == [
+            [id(work[0]), id(work[2])],
+            [id(work[1])],
+            [id(work[3])],
+        ]
+        await writer.close(1)
+
+    async def test_batches_are_bounded(self, engine: AsyncEngine) -> None:
+        """However much is queued, a transaction stays short."""
+        run = Recorder()
+        writer = GroupCommit(engine, run, Events())
+        submitted = [asyncio.ensure_future(writer.submit(a_request(f"{number}"))) for number in range(600)]
+        await asyncio.sleep(0)
+        writer.start()
+        await asyncio.gather(*submitted)
+        assert max(len(batch) for batch in run.batches) <= 256
+        await writer.close(1)
+
+    async def test_lazy_work_rides_along(self, engine: AsyncEngine) -> None:
+        """A note that nobody waits for does not cost a transaction of its own."""
+        run = Recorder()
+        writer = GroupCommit(engine, run, Events())
+        writer.start()
+        writer.submit_lazily(MarkSent(JobKey("acme", "noted")))
+        await writer.submit(a_request("job"))
+        assert [len(batch) for batch in run.batches] == [2]
+        await writer.close(1)
+
+    async def test_lazy_work_is_not_forgotten(self, engine: AsyncEngine) -> None:
+        """Without company a note is written soon."""
+        run = Recorder()
+        writer = GroupCommit(engine, run, Events())
+        writer.start()
+        writer.submit_lazily(MarkSent(JobKey("acme", "noted")))
+        await until(lambda: len(run.batches) == 1)
+        await writer.close(1)
+
+    async def test_cancelled_caller_does_not_stop_the_transaction(self, engine: AsyncEngine) -> None:
+        """Who stops waiting harms neither the transaction nor the others in it."""
+        run = Recorder()
+        writer = GroupCommit(engine, run, Events())
+        run.go.clear()
+        leaving, staying = (asyncio.ensure_future(writer.submit(a_request(name))) for name in "ab")
+        await asyncio.sleep(0)
+        writer.start()
+        await until(lambda: len(run.batches) == 1)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        run.go.set()
+        assert await staying == 1
+        assert len(run.batches) == 1
+        await writer.close(1)
+
+    async def test_closing_writes_what_is_queued(self, engine: AsyncEngine) -> None:
+        """Closing flushes, notes included, and takes nothing more."""
+        run = Recorder()
+        writer = GroupCommit(engine, run, Events())
+        writer.start()
+        run.go.clear()
+        first = asyncio.ensure_future(writer.submit(a_request("first")))
+        await until(lambda: len(run.batches) == 1)
+        queued = asyncio.ensure_future(writer.submit(a_request("queued")))
+        await asyncio.sleep(0)
+        writer.submit_lazily(MarkSent(JobKey("acme", "noted")))
+        closing = asyncio.ensure_future(writer.close(5))
+        await asyncio.sleep(0)
+        run.go.set()
+        await asyncio.gather(first, queued, closing)
+        assert sum(map(len, run.batches)) == 3
+        with pytest.raises(DatabaseClosedError):
+            await writer.submit(a_request("late"))
+        assert not writer.healthy
+
+    async def test_closing_does_not_wait_for_ever(self, engine: AsyncEngine) -> None:
+        """What cannot be written in time fails for its callers."""
+        run = Recorder()
+        writer = GroupCommit(engine, run, Events())
+        writer.start()
+        run.go.clear()
+        running = asyncio.ensure_future(writer.submit(a_request("running")))
+        await until(lambda: len(run.batches) == 1)
+        queued = asyncio.ensure_future(writer.submit(a_request("queued")))
+        await asyncio.sleep(0)
+        await writer.close(0.05)
+        for caller in (running, queued):
+            with pytest.raises(DatabaseClosedError):
+                await caller
+
+
+class TestRefusals:
+    """Data that the database does not take."""
+
+    async def test_bad_operation_fails_alone(self, database: Database, migrated_url: str) -> None:
+        """Of many finishes in one batch only the impossible one fails, without quoting its values."""
+        jobs = [a_job(f"job-{number}") for number in range(20)]
+        tokens = [a_token() for _ in jobs]
+        await asyncio.gather(
+            *(database.store.claim(a_claim(job, token)) for job, token in zip(jobs, tokens, strict=True))
+        )
+        finishes = [a_finish(job, token) for job, token in zip(jobs, tokens, strict=True)]
+        bad = a_record(jobs[7].key, http_status=MUCH_TOO_LARGE)
+        finishes[7] = replace(finishes[7], record=bad)
+        answers = await asyncio.gather(
+            *(database.store.finish(finish) for finish in finishes), return_exceptions=True
+        )
+        refused = answers.pop(7)
+        assert isinstance(refused, DatabaseRefusedError | OverflowError)
+        assert str(MUCH_TOO_LARGE) not in str(refused)
+        assert answers == [True] * 19
+        assert await rows(migrated_url, "SELECT count(*) FROM usage_ledger") == [(19,)]
+        assert await rows(migrated_url, "SELECT job_id FROM jobs WHERE status = 'running'") == [("job-7",)]
+        assert database.healthy
+
+    async def test_batch_that_works_only_piece_by_piece_is_reported(self, engine: AsyncEngine) -> None:
+        """Such a batch costs a transaction each: a fault of the program that must not stay hidden."""
+        events = Events()
+
+        async def run(connection: AsyncConnection, work: list[Work]) -> list[object]:
+            if len(work) > 1:
+                raise ZeroDivisionError
+            return [None]
+
+        writer = GroupCommit(engine, run, events)
+        submitted = [asyncio.ensure_future(writer.submit(a_request(name))) for name in "ab"]
+        await asyncio.sleep(0)
+        writer.start()
+        await asyncio.gather(*submitted)
+        (event,) = events.seen
+        assert isinstance(event, Broken)
+        assert event.where == "database batch"
+        await writer.close(1)
+
+    async def test_refused_note_is_reported(self, engine: AsyncEngine) -> None:
+        """An error that nobody waits for reaches the observer."""
+        events = Events()
+
+        async def run(connection: AsyncConnection, work: list[Work]) -> list[object]:
+            raise ZeroDivisionError
+
+        writer = GroupCommit(engine, run, events)
+        writer.start()
+        writer.submit_lazily(MarkSent(JobKey("acme", "noted")))
+        await until(lambda: len(events.seen) == 1)
+        assert isinstance(events.seen[0], Broken)
+        await writer.close(1)
+
+
+class Link:
+    """A link to PostgreSQL that can be cut when a commit passes by."""
+
+    def __init__(self, server: tuple[str, int]) -> None:
+        self._server = server
+        self._writers: set[StreamWriter] = set()
+        self.cut_at: bytes | None = None
+        self.cuts = 0
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[int]:
+        """Listen on a port of its own."""
+        listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        try:
+            yield listener.sockets[0].getsockname()[1]
+        finally:
+            listener.close()
+            self._cut()
+            await listener.wait_closed()
+
+    async def _accept(self, reader: StreamReader, writer: StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection(*self._server)
+        self._writers |= {writer, up_writer}
+        with suppress(ConnectionError):
+            await asyncio.gather(self._pass(reader, up_writer), self._pass(up_reader, writer))
+
+    async def _pass(self, reader: StreamReader, writer: StreamWriter) -> None:
+        while data := await reader.read(65536):
+            if self.cut_at is not None and self.cut_at in data:
+                self.cut_at = None
+                self.cuts += 1
+                self._cut()
+                return
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    def _cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+
+QUESTION, ANSWER = b"COMMIT;", b"COMMIT\x00"
+
+
+class TestServerAway:
+    """A server that is lost in the middle."""
+
+    @pytest.mark.parametrize("cut_at", [QUESTION, ANSWER], ids=["before it arrives", "after it is done"])
+    async def test_connection_lost_during_commit(self, cut_at: bytes, postgres_url: str) -> None:
+        """Whether or not the lost commit took place, everything is there exactly once."""
+        await upgrade(postgres_url)
+        parts = urlsplit(postgres_url)
+        link = Link((parts.hostname or "", parts.port or 5432))
+        events = Events()
+        async with link.open() as port:
+            netloc = parts.netloc.replace(f":{parts.port}", f":{port}")
+            url = urlunsplit(parts._replace(netloc=netloc, query="ssl=disable"))
+            async with open_database(url, observer=events, lease_seconds=LEASE_SECONDS) as database:
+                job, token = a_job(), a_token()
+                link.cut_at = cut_at
+                claimed = await database.store.claim(a_claim(job, token))
+                assert isinstance(claimed, Claimed)
+                assert claimed.attempt_no == 1
+                link.cut_at = cut_at
+                assert await database.store.finish(a_finish(job, token))
+                assert database.healthy
+        assert link.cuts == 2
+        assert await rows(postgres_url, "SELECT count(*) FROM usage_ledger") == [(1,)]
+        assert await rows(postgres_url, "SELECT attempt_no, state FROM attempts") == [(1, "succeeded")]
+        assert await rows(postgres_url, "SELECT status, attempts, takeovers FROM jobs") == [
+            ("succeeded", 1, 0)
+        ]
+        ups = [event.up for event in events.seen if isinstance(event, ServerTrouble)]
+        assert ups == [False, True, False, True]
+
+    async def test_backend_terminated_within_the_transaction(self, postgres_url: str) -> None:
+        """A killed backend costs nothing but time: the same batch is run again."""
+        await upgrade(postgres_url)
+        events = Events()
+        other = await asyncpg.connect(postgres_url)
+        async with open_database(postgres_url, observer=events, lease_seconds=LEASE_SECONDS) as database:
+            job, token = a_job(), a_token()
+            await database.store.claim(a_claim(job, token))
+            async with other.transaction():
+                await other.execute("SELECT 1 FROM jobs FOR UPDATE")
+                finishing = asyncio.ensure_future(database.store.finish(a_finish(job, token)))
+                await until(lambda: waiting_for_lock(other))
+                killed = await other.fetchval(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                )
+                assert killed
+                await until(lambda: len(events.seen) == 1)
+                assert not database.healthy
+            assert await finishing
+            assert database.healthy
+        await other.close()
+        down, up = events.seen
+        assert isinstance(down, ServerTrouble)
+        assert (down.server, down.up, down.error) == ("database", False, "AdminShutdownError (57P01)")
+        assert up == ServerTrouble(server="database", up=True)
+        assert await rows(postgres_url, "SELECT count(*) FROM usage_ledger") == [(1,)]
+
+    async def test_deadlock_with_a_stranger_is_run_again(self, postgres_url: str) -> None:
+        """A transaction chosen as a deadlock's victim is repeated without alarm."""
+        await upgrade(postgres_url)
+        events = Events()
+        other = await asyncpg.connect(postgres_url)
+        async with open_database(postgres_url, observer=events, lease_seconds=LEASE_SECONDS) as database:
+            jobs, tokens = [a_job("a"), a_job("b")], [a_token(), a_token()]
+            both = list(zip(jobs, tokens, strict=True))
+            await asyncio.gather(*(database.store.claim(a_claim(*pair)) for pair in both))
+            transaction = other.transaction()
+            await transaction.start()
+            await other.execute("SET LOCAL deadlock_timeout = '20s'")
+            await other.execute("SELECT 1 FROM jobs WHERE job_id = 'b' FOR UPDATE")
+            finishing = asyncio.gather(*(database.store.finish(a_finish(*pair)) for pair in both))
+            await until(lambda: waiting_for_lock(other))
+            await other.execute("SELECT 1 FROM jobs WHERE job_id = 'a' FOR UPDATE")
+            await transaction.rollback()
+            assert await finishing == [True, True]
+        await other.close()
+        assert events.seen == []
+        assert await rows(postgres_url, "SELECT count(*) FROM usage_ledger") == [(2,)]
+
+    async def test_locked_file_is_waited_for(self, sqlite_url: str, open_engine_of: AsyncEngine) -> None:
+        """While another process holds the write lock, callers wait and see no error."""
+        await upgrade(sqlite_url)
+        events = Events()
+        async with open_database(sqlite_url, observer=events, lease_seconds=LEASE_SECONDS) as database:
+            async with open_engine_of.begin():
+                claiming = asyncio.ensure_future(database.store.claim(a_claim(a_job(), a_token())))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(claiming), 0.3)
+                assert not claiming.done()
+            assert isinstance(await claiming, Claimed)
+        assert events.seen == []
+
+
+@pytest.fixture
+async def open_engine_of(sqlite_url: str) -> AsyncIterator[AsyncEngine]:
+    """Give another program's engine on the same file."""
+    opened = open_engine(sqlite_url, Use.WRITE)
+    yield opened
+    await opened.dispose()
+
+
+async def waiting_for_lock(connection: asyncpg.Connection) -> bool:
+    """Whether some session waits for a lock."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    return bool(await connection.fetchval(waiting))
+
+
+async def test_batch_written_twice_counts_once(open_worker: OpenWorker, migrated_url: str) -> None:
+    """A whole life of a job, each transaction of it run twice, leaves what one run leaves."""
+    async with open_worker() as database:
+        once = database.writer._run_batch
+
+        async def twice(connection: AsyncConnection, work: list[Work]) -> list[object]:
+            await once(connection, work)
+            return await once(connection, work)
+
+        database.writer._run_batch = twice  # type: ignore[assignment]
+        job, token = a_job(), a_token()
+        assert isinstance(await database.store.claim(a_claim(job, token)), Claimed)
+        assert await database.store.next_attempt(a_next_attempt(job, token, 2))
+        assert await database.store.finish(a_finish(job, token, 2))
+        assert not await database.outbox.unroutable(a_finish(job, token).reply)
+        database.outbox.sent(job.key)
+        assert await database.cancels.request_cancel(JobKey("acme", "other")) is JobStatus.WAITING
+        assert await database.outbox.due(10) == []
+    assert await rows(
+        migrated_url, "SELECT attempts, reply_tries, reply_status FROM jobs WHERE kind <> ''"
+    ) == [(2, 1, "sent")]
+    assert await rows(migrated_url, "SELECT count(*) FROM usage_ledger") == [(1,)]
+    assert await rows(migrated_url, "SELECT count(*) FROM attempts") == [(2,)]
+
+
+async def test_missing_table_is_an_error_not_an_outage(database: Database, migrated_url: str) -> None:
+    """A fault that no waiting mends is raised, not retried for ever."""
+    await execute(migrated_url, "DROP TABLE checkpoints")
+    job, token = a_job(), a_token()
+    await database.store.claim(a_claim(job, token))
+    with pytest.raises(DatabaseRefusedError):
+        await database.store.finish(a_finish(job, token))

@@ -1,0 +1,329 @@
+"""Deliveries from a real broker: their start, their settlement, and what survives a loss."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aio_pika
+import pytest
+from typing_extensions import override
+
+from schemas.names import JOBS, lane_queue
+from tests.support.broker import Proxy, RealClock, Told, count, linked, plain, send_job, until
+from tests.support.servers import Broker
+from worker.adapters.rabbitmq import topology
+from worker.adapters.rabbitmq.connection import Link
+from worker.adapters.rabbitmq.consumer import WATCH_SECONDS, Consumer
+from worker.adapters.rabbitmq.settling import BROKEN_PAUSE
+from worker.domain.events import Broken, ServerTrouble
+from worker.ports import Delivery, Settlement
+
+QUEUE = lane_queue("completion")
+
+
+class Handler:
+    """A handler that waits for the test, and remembers."""
+
+    def __init__(self) -> None:
+        self.started: list[Delivery] = []
+        self.cancelled = 0
+        self.finished = 0
+        self.free = asyncio.Event()
+        self.verdict: Settlement | Exception = Settlement.ACK
+
+    async def __call__(self, delivery: Delivery) -> Settlement:
+        self.started.append(delivery)
+        try:
+            await self.free.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        self.finished += 1
+        if isinstance(self.verdict, Exception):
+            raise self.verdict
+        return self.verdict
+
+    @property
+    def bodies(self) -> list[bytes]:
+        """What was started, in order."""
+        return [one.body for one in self.started]
+
+
+class SteeredClock(RealClock):
+    """Lets nobody sleep through until told."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+        self._wake = asyncio.Event()
+
+    @override
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await self._wake.wait()
+
+    def wake(self) -> None:
+        """End all sleeping so far."""
+        self._wake.set()
+        self._wake = asyncio.Event()
+
+
+def make(link: Link, handler: Handler, **changes: Any) -> Consumer:
+    """Make a consumer."""
+    settings: dict[str, Any] = {
+        "lanes": ["completion"],
+        "concurrency": 4,
+        "clock": RealClock(),
+        "observer": Told(),
+    }
+    return Consumer(link, handler=handler, **(settings | changes))
+
+
+@asynccontextmanager
+async def running(link: Link, handler: Handler, **changes: Any) -> AsyncIterator[Consumer]:
+    """Run a consumer, and take it down whatever happens."""
+    consumer = make(link, handler, **changes)
+    consumer.start()
+    await until(lambda: consumer.consuming)
+    yield consumer
+    handler.free.set()
+    await consumer.stop()
+    await consumer.drain(5)
+
+
+async def send_all(url: str, *bodies: bytes, key: str = "completion") -> None:
+    """Publish several messages to a lane."""
+    async with plain(url) as channel:
+        exchange = await channel.get_exchange(JOBS)
+        for body in bodies:
+            await exchange.publish(aio_pika.Message(body, delivery_mode=2), routing_key=key)
+
+
+async def test_a_delivery_is_handled_and_acknowledged(amqp_url: str) -> None:
+    """The handler gets body, lane and properties; what it acknowledges is gone."""
+    handler = Handler()
+    handler.free.set()
+    async with linked(amqp_url) as link:
+        async with running(link, handler, lanes=["tool", "vision"]):
+            await send_job(amqp_url, b"a", key="tool", message_id="m", headers={"h": 1}, reply_to="answers")
+            await send_job(amqp_url, b"b", key="vision.high")
+            await until(lambda: handler.finished == 2)
+        first, second = handler.started
+        assert (first.body, first.lane, first.high, first.redelivered) == (b"a", "tool", False, False)
+        assert (first.message_id, first.headers, first.reply_to) == ("m", {"h": 1}, "answers")
+        assert (second.body, second.lane, second.high) == (b"b", "vision", True)
+        assert first.received_at.tzinfo
+    assert await count(amqp_url, lane_queue("tool")) == 0
+
+
+async def test_only_so_many_run_and_high_goes_first(amqp_url: str) -> None:
+    """Two places, five deliveries: two run, and the next to start is the one of the high lane."""
+    handler = Handler()
+    async with linked(amqp_url) as link, running(link, handler, concurrency=2) as consumer:
+        await send_all(amqp_url, b"1", b"2", b"3")
+        await until(lambda: consumer.waiting == 0 and len(handler.started) == 2)
+        await send_all(amqp_url, b"high", key="completion.high")
+        await until(lambda: consumer.waiting == 1)
+        assert handler.bodies == [b"1", b"2"]
+        handler.free.set()
+        await until(lambda: handler.finished == 4)
+        assert handler.bodies[2] == b"high"
+
+
+async def test_a_closed_connection_cancels_no_handler(broker: Broker) -> None:
+    """The broker closes our connection: the handler goes on, and the delivery comes again, marked as such."""
+    handler = Handler()
+    async with linked(broker.url) as link, running(link, handler):
+        await send_job(broker.url)
+        await until(lambda: len(handler.started) == 1)
+        await asyncio.to_thread(broker.close_connections)
+        await until(lambda: len(handler.started) == 2)
+        assert handler.cancelled == 0
+        assert [one.redelivered for one in handler.started] == [False, True]
+        handler.free.set()
+        await until(lambda: handler.finished == 2)
+    assert await count(broker.url, QUEUE) == 0
+
+
+async def test_what_had_not_started_when_its_channel_closed_is_dropped(amqp_url: str) -> None:
+    """The stale copy of a waiting delivery never starts: only the one that the broker sends again."""
+    handler = Handler()
+    async with linked(amqp_url), Proxy(amqp_url) as proxy:
+        link = Link(proxy.url, name="test", observer=Told())
+        async with link, running(link, handler, concurrency=2) as consumer:
+            await send_all(amqp_url, b"1", b"2")
+            await until(lambda: len(handler.started) == 2)
+            await send_all(amqp_url, b"high", key="completion.high")
+            await until(lambda: consumer.waiting == 1)
+            proxy.cut()
+            await until(lambda: not link.healthy)
+            await until(lambda: consumer.waiting == 4)
+            handler.free.set()
+            await until(lambda: handler.finished == 5)
+    assert Counter(handler.bodies) == {b"1": 2, b"2": 2, b"high": 1}
+
+
+async def test_a_queue_that_was_deleted_is_consumed_again(amqp_url: str) -> None:
+    """Deleted and made anew, a queue has its consumer back; its trouble is told while it lasts."""
+    told, handler = Told(), Handler()
+    async with linked(amqp_url) as link, running(link, handler, observer=told) as consumer:
+        await send_job(amqp_url)
+        await until(lambda: len(handler.started) == 1)
+        async with plain(amqp_url) as channel:
+            await channel.queue_delete(QUEUE)
+        await until(lambda: not consumer.consuming)
+        await until(lambda: told.of(ServerTrouble))
+        await topology.apply(link)
+        await until(lambda: consumer.consuming)
+        await send_job(amqp_url, b"again")
+        await until(lambda: handler.bodies == [b"{}", b"again"])
+        assert handler.cancelled == 0
+    down, up = told.of(ServerTrouble)
+    assert (down.server, down.up) == (f"rabbitmq {QUEUE}", False)
+    assert "NOT_FOUND" in str(down.error)
+    assert up.up
+
+
+async def test_a_consumer_that_the_broker_forgot_is_noticed(amqp_url: str) -> None:
+    """A consumer gone without a word is found missing by the watch, and is back after it."""
+    clock, handler = SteeredClock(), Handler()
+    handler.free.set()
+    async with linked(amqp_url) as link, running(link, handler, clock=clock) as consumer:
+        [forgotten] = [one for one in consumer._subscriptions if one._queue == QUEUE]
+        channel, tag = forgotten._channel, forgotten._tag
+        assert channel
+        assert tag
+        callback = channel.consumers[tag]
+        await channel.basic_cancel(tag)
+        channel.consumers[tag] = callback
+        assert consumer.consuming
+        await send_job(amqp_url)
+        assert not handler.started
+        assert clock.slept == [WATCH_SECONDS]
+        clock.wake()
+        await until(lambda: handler.finished == 1)
+
+
+async def test_a_missing_queue_holds_up_no_other_lane(amqp_url: str) -> None:
+    """Started without one of its queues, a consumer serves the others, and that one when it appears."""
+    handler = Handler()
+    handler.free.set()
+    async with linked(amqp_url) as link:
+        async with plain(amqp_url) as channel:
+            await channel.queue_delete(lane_queue("tool"))
+        consumer = make(link, handler, lanes=["tool", "vision"])
+        consumer.start()
+        await send_job(amqp_url, b"v", key="vision")
+        await until(lambda: handler.bodies == [b"v"])
+        assert not consumer.consuming
+        await topology.apply(link)
+        await until(lambda: consumer.consuming)
+        await consumer.stop()
+
+
+async def test_stop_hands_back_what_has_not_started(amqp_url: str) -> None:
+    """After stop the waiting deliveries are in their queue again; the running ones finish."""
+    handler = Handler()
+    async with linked(amqp_url) as link:
+        consumer = make(link, handler, concurrency=3)
+        consumer.start()
+        await send_all(amqp_url, b"1", b"2", b"3")
+        await until(lambda: len(handler.started) == 3)
+        await send_all(amqp_url, b"4", b"5", key="completion.high")
+        await until(lambda: consumer.waiting == 2)
+        await consumer.stop()
+        assert consumer.waiting == 0
+        await send_job(amqp_url, b"late")
+        draining = asyncio.create_task(consumer.drain(20))
+        handler.free.set()
+        assert await draining == 0
+        assert handler.bodies == [b"1", b"2", b"3"]
+        assert await count(amqp_url, lane_queue("completion", high=True)) == 2
+    assert await count(amqp_url, QUEUE) == 1
+
+
+async def test_drain_cancels_what_takes_too_long(amqp_url: str) -> None:
+    """After the grace a handler is cancelled; its delivery is in the queue again once the link is closed."""
+    handler = Handler()
+    async with linked(amqp_url) as link:
+        consumer = make(link, handler)
+        consumer.start()
+        await send_job(amqp_url)
+        await until(lambda: handler.started)
+        await consumer.stop()
+        assert await consumer.drain(0.05) == 1
+        assert handler.cancelled == 1
+    assert await count(amqp_url, QUEUE) == 1
+
+
+async def test_a_handler_that_breaks_does_not_spin(amqp_url: str) -> None:
+    """Its error is told, and the delivery goes back only after a pause."""
+    clock, told, handler = SteeredClock(), Told(), Handler()
+    handler.verdict = ValueError("broken")
+    handler.free.set()
+    async with linked(amqp_url) as link, running(link, handler, clock=clock, observer=told) as consumer:
+        await send_job(amqp_url)
+        await until(lambda: BROKEN_PAUSE in clock.slept)
+        assert len(handler.started) == 1
+        assert consumer.running == 1
+        handler.verdict = Settlement.ACK
+        clock.wake()
+        await until(lambda: handler.finished == 2)
+        assert handler.started[1].redelivered
+    [broken] = told.of(Broken)
+    assert isinstance(broken.error, ValueError)
+
+
+async def test_a_paused_consumer_takes_and_starts_nothing(amqp_url: str) -> None:
+    """While paused, what is here keeps waiting and what comes stays in the queue; then both are handled."""
+    handler = Handler()
+    async with linked(amqp_url) as link, running(link, handler, concurrency=1) as consumer:
+        await send_job(amqp_url, b"1")
+        await until(lambda: len(handler.started) == 1)
+        await send_all(amqp_url, b"2", key="completion.high")
+        await until(lambda: consumer.waiting == 1)
+        await consumer.pause()
+        assert not consumer.consuming
+        await send_job(amqp_url, b"3")
+        handler.free.set()
+        await until(lambda: handler.finished == 1 and not consumer.running)
+        assert consumer.waiting == 1
+        assert await count(amqp_url, QUEUE) == 1
+        consumer.resume()
+        await until(lambda: handler.bodies == [b"1", b"2", b"3"])
+
+
+async def test_a_requeue_verdict_hands_back(amqp_url: str) -> None:
+    """What the handler wants requeued comes again at once."""
+    handler = Handler()
+    handler.verdict = Settlement.REQUEUE
+    handler.free.set()
+    async with linked(amqp_url) as link, running(link, handler):
+        await send_job(amqp_url)
+        await until(lambda: handler.finished >= 2)
+        handler.verdict = Settlement.ACK
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, asyncio.CancelledError])
+async def test_an_error_nobody_expected_keeps_no_place(amqp_url: str, kind: type[BaseException]) -> None:
+    """Whatever a handler raises, a cancellation that nobody asked for included, its place is free again."""
+    told = Told()
+    seen: list[Delivery] = []
+
+    async def handler(delivery: Delivery) -> Settlement:
+        seen.append(delivery)
+        if len(seen) == 1:
+            raise kind
+        return Settlement.ACK
+
+    clock = SteeredClock()
+    async with linked(amqp_url) as link:
+        consumer = Consumer(link, lanes=["tool"], concurrency=1, handler=handler, clock=clock, observer=told)
+        consumer.start()
+        await send_job(amqp_url, key="tool")
+        await until(lambda: told.of(Broken))
+        clock.wake()
+        await until(lambda: len(seen) == 2)
+        await until(lambda: not consumer.running)
+        await consumer.stop()

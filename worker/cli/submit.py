@@ -1,0 +1,7 @@
+"""stub"""
+
+import typer
+
+
+def submit() -> None:
+    """x"""
