@@ -62,6 +62,17 @@ async def test_a_cut_connection_comes_back(amqp_url: str) -> None:
     assert [event.up for event in told.of(ServerTrouble)] == [True, False, True]
 
 
+async def test_a_silent_broker_is_left(amqp_url: str) -> None:
+    """A connection that the driver gives up for its silence is told as that, and followed by a new one."""
+    told = Told()
+    async with link_to(amqp_url, told) as link:
+        first = await link.ready()
+        first._reader_task.cancel()  # what it does once three heartbeats are missing
+        await until(lambda: len(told.events) == 3)
+        assert await link.ready() is not first
+    assert told.of(ServerTrouble)[1].error == "the broker fell silent"
+
+
 async def test_a_broker_that_starts_late_is_waited_for(amqp_url: str) -> None:
     """A link to a port where nobody listens yet is up soon after somebody does."""
     async with Proxy(amqp_url) as proxy:

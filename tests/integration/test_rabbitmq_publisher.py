@@ -217,6 +217,22 @@ async def test_a_lost_connection_is_a_publish_error(amqp_url: str) -> None:
         assert await publisher.reply(owed(queue.name))
 
 
+async def test_a_silent_broker_is_a_publish_error(amqp_url: str) -> None:
+    """The driver gives a silent connection up by cancelling what waits on it; that does not cancel us."""
+    async with proxied(amqp_url) as (proxy, link), reply_queue(amqp_url) as queue:
+        publisher = RabbitPublisher(link)
+        connection = await link.ready()
+        assert await publisher.reply(owed(queue.name))
+        proxy.hold()
+        waiting = asyncio.create_task(publisher.reply(owed(queue.name)))
+        await until(lambda: not proxy.idle)
+        connection._reader_task.cancel()  # what it does once three heartbeats are missing
+        with pytest.raises(PublishError, match="the channel closed"):
+            await waiting
+        proxy.let_go()
+        assert await publisher.reply(owed(queue.name))
+
+
 async def test_a_reply_waits_for_the_connection(amqp_url: str) -> None:
     """While the broker is away a reply waits, up to its timeout; once the broker is back it arrives."""
     async with proxied(amqp_url) as (proxy, link), reply_queue(amqp_url) as queue:

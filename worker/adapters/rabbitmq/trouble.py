@@ -20,6 +20,8 @@ _WORDS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (socket.gaierror, "host name not found"),
     (ssl.SSLError, "no TLS connection"),
     (TimeoutError, "no answer in time"),
+    # How the driver ends a connection on which three heartbeats are missing.
+    (asyncio.CancelledError, "the broker fell silent"),
     (DeliveryError, "refused by the broker"),
     (InvalidFrameError, "the broker refused the virtual host, or does not speak AMQP 0-9-1"),
     (ConnectionError, "connection lost"),
