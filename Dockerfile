@@ -20,7 +20,8 @@ FROM python:3.11-slim-bookworm
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 --user-group --create-home --home-dir /var/lib/openai-worker worker
+    && useradd --uid 10001 --no-create-home --home-dir /var/lib/openai-worker --shell /usr/sbin/nologin worker \
+    && install --directory --owner worker --group worker /var/lib/openai-worker
 
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \

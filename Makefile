@@ -13,7 +13,7 @@ export LIVE
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults check format lint imports types fix requirements clean
+.PHONY: help demo test faults soak mutants bench-limits bench-ledger check format lint imports types fix requirements clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,18 @@ test: $(READY) ## the tests, on real RabbitMQ, SQLite and PostgreSQL; ARGS="-k n
 faults: $(READY) ## kills, cuts and corrupts real processes
 	@$(SERVERS) --rabbitmq --postgres -- $(BIN)/pytest -m faults $(ARGS)
 
+soak: $(READY) ## load with a random fault every few seconds; MINUTES=10, figures as JSON lines
+	@$(SERVERS) --rabbitmq --postgres -- $(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),10) $(ARGS)
+
+mutants: $(READY) ## breaks promises in copies of the code; a test must notice each; ARGS="money" picks some
+	@$(SERVERS) --rabbitmq --postgres -- $(BIN)/python -m dev.mutants $(ARGS)
+
+bench-limits: $(READY) ## how exactly limits are kept; MINUTES=5 for long runs, ARGS="steady storm" picks some
+	@$(SERVERS) --rabbitmq --postgres -- $(BIN)/python -m benchmarks.limits $(ARGS)
+
+bench-ledger: $(READY) ## the ledger at ROWS=10000000 on both databases: reports, views, cost of a row
+	@$(SERVERS) --postgres -- $(BIN)/python -m benchmarks.ledger --rows $(or $(ROWS),10000000) $(ARGS)
+
 check: format lint imports types ## format, lint, imports, types
 
 format: $(READY) ## is everything formatted?
@@ -45,7 +57,6 @@ imports: $(READY) ## do imports point down only?
 
 types: $(READY) ## mypy
 	$(BIN)/mypy
-	$(BIN)/mypy --package dev
 
 fix: $(READY) ## format, and mend what ruff can mend
 	$(BIN)/ruff format

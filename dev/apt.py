@@ -5,11 +5,11 @@ import fcntl
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from dev.errors import MissingProgramError
+from dev.folders import base_folder
 from dev.processes import clean_environment, run
 
 POLICY = Path("/usr/sbin/policy-rc.d")
@@ -47,8 +47,7 @@ def _apt_get(verb: str, *packages: str) -> str:
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
     """Let parallel runs install one after the other."""
-    path = Path(tempfile.gettempdir()) / f"openai-worker-apt-{os.getuid()}.lock"
-    with path.open("w") as lock:
+    with (base_folder() / "apt.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -8,21 +8,30 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from dev.errors import ServerError
+
 LOCK = "lock"
 
 
-@contextlib.contextmanager
-def fresh_folder() -> Iterator[Path]:
-    """Make a folder for private servers and remove it at the end.
+def base_folder() -> Path:
+    """Return this user's own folder for all of it, made if need be.
 
     It lies below the system's temporary folder because a UNIX socket path has room for about 100 bytes, and
     because another user (PostgreSQL refuses to run as root) must be able to walk there.
     """
     base = Path(tempfile.gettempdir()) / f"openai-worker-dev-{os.getuid()}"
-    base.mkdir(mode=0o711, exist_ok=True)
+    base.mkdir(exist_ok=True)
     if base.is_symlink() or base.stat().st_uid != os.getuid():
         message = f"{base} belongs to someone else"
-        raise PermissionError(message)
+        raise ServerError(message)
+    base.chmod(0o711)
+    return base
+
+
+@contextlib.contextmanager
+def fresh_folder() -> Iterator[Path]:
+    """Make a folder for private servers and remove it at the end."""
+    base = base_folder()
     sweep(base)
     folder = Path(tempfile.mkdtemp(dir=base))
     folder.chmod(0o711)

@@ -4,7 +4,12 @@ import os
 
 import pytest
 
-pytest_plugins = ["tests.support.databases", "tests.support.servers", "tests.support.process"]
+pytest_plugins = [
+    "tests.support.databases",
+    "tests.support.servers",
+    "tests.support.process",
+    "tests.support.scene",
+]
 
 OURS = ("OPENAI_", "WORKER_")
 

@@ -3,11 +3,12 @@
 import contextlib
 import random
 import secrets
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Final
+from zlib import crc32
 
 from pydantic import ValidationError
 
@@ -15,6 +16,7 @@ from schemas.cancel import Cancel
 from schemas.names import Kind
 from worker.adapters.database import setup
 from worker.adapters.database.opening import Database, open_database
+from worker.adapters.database.upkeep import kept_up
 from worker.adapters.http import serve_http
 from worker.adapters.metrics import Metrics, Observers
 from worker.adapters.openai_api.client import OpenAIClient
@@ -25,24 +27,24 @@ from worker.adapters.rabbitmq.connection import Link
 from worker.adapters.rabbitmq.consumer import Consumer
 from worker.adapters.rabbitmq.control import CancelListener
 from worker.adapters.rabbitmq.publisher import RabbitPublisher
-from worker.config import Credential, Settings, resolve_credentials
+from worker.config import Credential, Settings, budgets, price_overrides, resolve_credentials
 from worker.core.assistant import AssistantHandler
 from worker.core.completion import CompletionHandler
 from worker.core.dispatch import Dispatcher
 from worker.core.embedding import EmbeddingHandler
 from worker.core.intake import ReplyPolicy, decode
 from worker.core.kind import KindHandler
-from worker.core.limits import Limit, LimitBook
-from worker.core.local_limiter import LocalLimiter
+from worker.core.limiter import SharedLimiter
+from worker.core.limits import Limit, LimitBook, Share
 from worker.core.processor import Processor
-from worker.core.replies import Replies
+from worker.core.replies import LARGEST_ANSWER, Replies
 from worker.core.services import Policy, Services
 from worker.core.tool import ToolHandler
 from worker.core.vision import VisionHandler
 from worker.domain.attempt import Account
+from worker.domain.claims import JobStatus
 from worker.domain.job import JobKey
-from worker.domain.prices import PriceList, PriceOverride
-from worker.ports import Observer
+from worker.ports import Delivery, Observer
 from worker.tools import Registry, load_tools
 
 _POOL_MARGIN: Final = 8
@@ -57,7 +59,7 @@ class Parts:
 
     consumer: Consumer
     cancels: CancelListener
-    limiter: LocalLimiter
+    limiter: SharedLimiter
     replies: Replies
     lanes: tuple[str, ...]
     http_port: int
@@ -72,7 +74,7 @@ async def assemble(settings: Settings, log: Observer) -> AsyncIterator[Parts]:
     credentials = resolve_credentials(settings)
     handlers = _handlers(load_tools(settings.worker_tools))
     lanes = tuple(lane for lane in settings.worker_lanes if lane in handlers)
-    prices = PriceCatalog(_overrides(settings))
+    prices = PriceCatalog(price_overrides(settings))
     metrics = Metrics(version=version("openai-worker"))
     observer = Observers(log, metrics)
     timeout = settings.worker_startup_timeout
@@ -90,7 +92,17 @@ async def assemble(settings: Settings, log: Observer) -> AsyncIterator[Parts]:
         if settings.worker_auto_setup:
             await topology.apply(consuming)
         openai = await enter(_openai(settings, credentials.values()))
-        limiter = await enter(LocalLimiter.opened(_limits(settings), database.clock))
+        limiter = await enter(
+            SharedLimiter.opened(
+                _limits(settings),
+                database.quota,
+                database.clock,
+                observer,
+                shares=_shares(settings),
+                # The other half of the places is for jobs that need not wait.
+                places=settings.worker_concurrency // 2,
+            )
+        )
         prices.warm()
         services = Services(
             store=database.store,
@@ -142,7 +154,7 @@ async def assemble(settings: Settings, log: Observer) -> AsyncIterator[Parts]:
             consumer=consumer,
             cancels=CancelListener(
                 consuming,
-                on_cancel=partial(_record_cancel, database),
+                on_cancel=partial(_record_cancel, database, processor),
                 on_heard=partial(_hear_cancel, processor),
                 clock=database.clock,
                 observer=observer,
@@ -170,12 +182,23 @@ async def _database(settings: Settings, observer: Observer) -> AsyncIterator[Dat
     url, timeout = settings.database_url.get_secret_value(), settings.worker_startup_timeout
     if settings.worker_auto_setup:
         await setup.upgrade(url, startup_timeout=timeout)
-    async with open_database(
-        url,
-        observer=observer,
-        lease_seconds=settings.worker_lease_seconds,
-        startup_timeout=timeout,
-    ) as database:
+    limits = budgets(settings)
+    async with (
+        open_database(
+            url,
+            observer=observer,
+            lease_seconds=settings.worker_lease_seconds,
+            startup_timeout=timeout,
+            budgets=limits,
+        ) as database,
+        kept_up(
+            url,
+            database,
+            budgets=limits,
+            keep_days=settings.retention.model_dump(exclude_none=True),
+            observer=observer,
+        ),
+    ):
         yield database
 
 
@@ -192,6 +215,7 @@ def _openai(settings: Settings, credentials: Iterable[Credential]) -> OpenAIClie
             for one in credentials
         ),
         connections=settings.worker_concurrency + _POOL_MARGIN,
+        max_answer_bytes=LARGEST_ANSWER,
     )
 
 
@@ -212,40 +236,33 @@ def _limits(settings: Settings) -> LimitBook:
     )
 
 
-def _overrides(settings: Settings) -> list[PriceOverride]:
-    return [
-        PriceOverride(
-            model=model,
-            prices=PriceList(
-                input=table.input,
-                cached_input=table.cached_input,
-                cache_write=table.cache_write,
-                output=table.output,
-                source="worker.toml",
-            ),
-            service_tier=table.service_tier,
-            valid_from=table.valid_from,
-            valid_to=table.valid_to,
-        )
-        for model, tables in settings.prices.items()
-        for table in tables
-    ]
+def _shares(settings: Settings) -> Mapping[str, Share]:
+    return {
+        name: Share(weight=table.weight, max_concurrency=table.max_concurrency)
+        for name, table in settings.tenants.items()
+    }
 
 
-def _accounts(settings: Settings, credentials: Mapping[str, Credential]) -> Mapping[str | None, Account]:
-    """Return the account of each tenant that has one of its own; None is everybody else."""
+def _accounts(
+    settings: Settings, credentials: Mapping[str, Credential]
+) -> Mapping[str | None, Sequence[Account]]:
+    """Return the accounts of each tenant that has some of its own; None is everybody else."""
     by_name = {
         one.name: Account(name=one.name, organization=one.organization, project=one.project)
         for one in credentials.values()
     }
-    accounts: dict[str | None, Account] = {
-        tenant: by_name[table.credentials] for tenant, table in settings.tenants.items() if table.credentials
+    accounts: dict[str | None, Sequence[Account]] = {
+        tenant: [by_name[name] for name in table.credentials]
+        for tenant, table in settings.tenants.items()
+        if table.credentials
     }
-    return accounts | {None: by_name["default"]}
+    return accounts | {None: [by_name["default"]]}
 
 
-def _account_of(accounts: Mapping[str | None, Account], tenant: str) -> Account:
-    return accounts.get(tenant) or accounts[None]
+def _account_of(accounts: Mapping[str | None, Sequence[Account]], key: JobKey) -> Account:
+    """Spread a tenant's jobs over its accounts, by their ids: any worker finds the same one."""
+    pool = accounts.get(key.tenant) or accounts[None]
+    return pool[0] if len(pool) == 1 else pool[crc32(key.job_id.encode()) % len(pool)]
 
 
 def _reply_policy(settings: Settings) -> ReplyPolicy:
@@ -263,10 +280,26 @@ def _health(database: Database, consuming: Link, publishing: Link) -> str | None
     return None
 
 
-async def _record_cancel(database: Database, body: bytes) -> None:
+async def _record_cancel(database: Database, processor: Processor, body: bytes) -> None:
+    """Keep the request; a job that waits is ended now, not when its copy leaves its waiting room."""
     key = _cancel_key(body)
-    if key is not None:
-        await database.cancels.request_cancel(key)
+    if key is None or await database.cancels.request_cancel(key) is not JobStatus.WAITING:
+        return
+    stored = await database.queries.job(key)
+    if stored is not None and stored.request is not None and stored.job.lane is not None:
+        await processor(
+            Delivery(
+                body=stored.request,
+                lane=stored.job.lane,
+                high=False,
+                redelivered=False,
+                received_at=stored.job.received_at,
+                # A message that named no job_id in its body had it here.
+                message_id=key.job_id,
+                correlation_id=stored.job.correlation_id,
+                reply_to=stored.job.reply_to,
+            )
+        )
 
 
 def _hear_cancel(processor: Processor, body: bytes) -> None:

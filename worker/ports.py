@@ -9,10 +9,12 @@ from typing import Any, Protocol, TypeAlias
 from schemas.names import Kind
 from schemas.reply import ReplyStatus
 from worker.domain.attempt import Account, AttemptRecord, Intent
+from worker.domain.budget import OverBudget
 from worker.domain.events import Event
 from worker.domain.job import Job, JobKey, ReplyAddress
 from worker.domain.outcome import Outcome
 from worker.domain.prices import PriceList
+from worker.domain.quota import Exchange, Exchanged
 from worker.domain.spend import Spend
 
 # ---------------------------------------------------------------- broker
@@ -73,7 +75,7 @@ class Publisher(Protocol):
         """Send a reply; False when no queue of that name exists. Raises PublishError."""
 
     async def park(self, delivery: Delivery, seconds: int) -> None:
-        """Put a copy, all properties kept, into the waiting room of that many seconds. Raises PublishError."""
+        """Put a copy, properties kept, into the waiting room of so many seconds. Raises PublishError."""
 
     async def bury(self, delivery: Delivery, reason: str) -> None:
         """Put a copy among the dead, with its reason. Raises PublishError."""
@@ -100,22 +102,27 @@ class Claimed:
     attempt_no: int
     step_attempts: int = 0
     """Attempts that the current step had cost before this claim."""
+    worked_seconds: float = 0
+    """What earlier claims have used of the job's time."""
     spend: Spend = field(default_factory=Spend)
     checkpoint: bytes | None = None
     takeovers: int = 0
     """How many workers died or stalled while they held this job."""
     cancel_requested: bool = False
     """Then no intent was written."""
+    over_budget: OverBudget | None = None
+    """Likewise: there is no money for the request."""
     received_at: datetime | None = None
     started_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlreadyDone:
-    """It has its outcome; here is the stored reply."""
+    """It has its outcome; here is the stored reply, or an empty one once it has been erased."""
 
     reply: OwedReply
     sent: bool
+    erased: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +183,7 @@ class Wait:
     reason: str
     step_attempts: int
     at: datetime
+    worked_seconds: float = 0
 
 
 class JobStore(Protocol):
@@ -190,7 +198,7 @@ class JobStore(Protocol):
         """Claim a job, unless it is done, held, waiting or in conflict."""
 
     async def next_attempt(self, attempt: NextAttempt) -> bool:
-        """Write an intent."""
+        """Write an intent. Raises OverBudgetError where there is no money for it."""
 
     async def progress(self, progress: Progress) -> bool:
         """Write an outcome and go on."""
@@ -213,6 +221,16 @@ class Outbox(Protocol):
 
     async def unroutable(self, owed: OwedReply) -> bool:
         """Note a returned reply; True once it has been given up as undeliverable."""
+
+
+class QuotaStore(Protocol):
+    """The limits as all workers on the same database share them, on its clock."""
+
+    async def exchange(self, exchange: Exchange) -> Exchanged:
+        """Draw from buckets in one step; a draw below zero has to be waited for."""
+
+    async def probe(self, account: str) -> bool:
+        """Whether this worker may try closed credentials now; at most one in all may, once a minute."""
 
 
 # ---------------------------------------------------------------- OpenAI
@@ -262,5 +280,5 @@ class Clock(Protocol):
 class Observer(Protocol):
     """Told what happened; must not raise."""
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Event, /) -> None:
         """Take note."""

@@ -1,17 +1,20 @@
 """The jobs of the demo, each with how it should end."""
 
 import base64
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from schemas.reply import Reply
+from schemas.reply import Reply, ReplyStatus
 
 EXAMPLES = Path(__file__).resolve().parents[1]
 QUESTION = EXAMPLES / "question.json"
 CHART = EXAMPLES / "assets" / "chart.png"
-PHOTO_URL = "https://upload.wikimedia.org/wikipedia/commons/thumb/3/3a/Cat03.jpg/320px-Cat03.jpg"
+PHOTO_URL = "https://upload.wikimedia.org/wikipedia/commons/3/3a/Cat03.jpg"
 MODEL = "gpt-6-luna"
+OPENING = "Suggest a name for a cat."
 
 HEADLINES = (
     "Harbour bridge reopens after repairs",
@@ -23,70 +26,88 @@ HEADLINES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """How a job should end: `http_status` of its failure, if it should fail, and the requests it should cost."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A job, and how it should end: with so many requests at least, and refused with a status or not."""
 
+    job: Mapping[str, Any]
     attempts: int = 1
     http_status: int | None = None
 
-    def holds(self, reply: Reply) -> bool:
-        """Tell whether the reply is what was expected."""
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A job and its reply."""
+
+    planned: Planned
+    reply: Reply
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether the reply is what was planned."""
+        plan, reply = self.planned, self.reply
         status = reply.error.http_status if reply.error else None
-        outcome = "failed" if self.http_status else "succeeded"
-        return (reply.status, reply.attempts, status) == (outcome, self.attempts, self.http_status)
+        outcome = ReplyStatus.FAILED if plan.http_status else ReplyStatus.SUCCEEDED
+        return reply.status is outcome and status == plan.http_status and reply.attempts >= plan.attempts
 
 
-def chat(job_id: str, tenant: str, *messages: str, kind: str = "completion", **parameters: Any) -> dict[str, Any]:
-    """Return a job about a conversation: the user speaks first, then both in turn."""
-    roles = ("user", "assistant")
-    spoken = [{"role": roles[turn % 2], "content": text} for turn, text in enumerate(messages)]
-    request = {"model": MODEL, "messages": spoken, **parameters}
-    return {"version": 1, "kind": kind, "job_id": job_id, "tenant": tenant, "request": request}
+def question() -> Planned:
+    """Return the job of the JSON file."""
+    return Planned(job=json.loads(QUESTION.read_text()))
 
 
-def first_turn() -> dict[str, Any]:
+def first_turn() -> Planned:
     """Return the opening of a conversation."""
-    return chat("conversation-1", "acme", "Suggest a name for a cat.")
+    return _chat("conversation-1", "acme", OPENING)
 
 
-def second_turn(answer: str) -> dict[str, Any]:
+def second_turn(answer: str) -> Planned:
     """Return the next turn: a conversation is what the producer sends, here with the first answer in it."""
-    return chat("conversation-2", "acme", "Suggest a name for a cat.", answer, "Why that one?")
+    return _chat("conversation-2", "acme", OPENING, answer, "Why that one?")
 
 
-def burst() -> dict[str, tuple[dict[str, Any], Expected]]:
-    """Return the jobs that are sent all at once, by id."""
-    jobs = [
-        (_tool("weather", "How is the weather in Lisbon?"), Expected(attempts=2)),
-        (_tool("search_products", "Which keyboards do you sell?"), Expected(attempts=2)),
-        (_vision("image-by-url", {"url": PHOTO_URL, "detail": "low"}), Expected()),
-        (_vision("image-as-base64", _chart()), Expected()),
+def burst() -> list[Planned]:
+    """Return the jobs that are sent all at once."""
+    return [
+        _tool("weather", "How is the weather in Lisbon?"),
+        _tool("search_products", "Which keyboards do you sell?"),
+        _vision("image-by-url", {"url": PHOTO_URL, "detail": "low"}),
+        _vision("image-as-base64", _chart()),
         *(
-            (chat(f"headline-{number}", "globex", f"One word for the subject: {text}"), Expected())
-            for number, text in enumerate(HEADLINES, start=1)
+            _chat(f"headline-{number}", "globex", f"One word for the subject: {headline}")
+            for number, headline in enumerate(HEADLINES, start=1)
         ),
     ]
-    return {job["job_id"]: (job, expected) for job, expected in jobs}
 
 
-def wrong_parameter() -> dict[str, Any]:
-    """Return a job with a misspelt parameter, which only OpenAI can know."""
-    return chat("wrong-parameter", "globex", "Say hello.", temprature=0.2)
+def wrong_parameter() -> Planned:
+    """Return a job with a misspelt parameter; whether there is such a one, only OpenAI can know."""
+    planned = _chat("wrong-parameter", "globex", "Say hello.", temprature=0.2)
+    return replace(planned, http_status=400)
 
 
-def throttled() -> dict[str, Any]:
-    """Return a job that is refused for a second before it is served."""
-    return chat("429-first", "globex", "Say hello.")
+def throttled(*, refused: bool) -> Planned:
+    """Return a job that may be refused at first, and must be served in the end."""
+    return replace(_chat("429-first", "globex", "Say hello."), attempts=2 if refused else 1)
 
 
-def _tool(name: str, question: str) -> dict[str, Any]:
-    return chat(name, "acme", question, kind="tool", tools=[{"name": name}])
+def _chat(job_id: str, tenant: str, *said: str, **parameters: Any) -> Planned:
+    """Return a completion about a conversation; the user speaks first, then both in turn."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[turn % 2], "content": text} for turn, text in enumerate(said)]
+    request = {"model": MODEL, "messages": messages, **parameters}
+    return Planned(job={"kind": "completion", "job_id": job_id, "tenant": tenant, "request": request})
 
 
-def _vision(job_id: str, image: dict[str, str]) -> dict[str, Any]:
+def _tool(name: str, question: str) -> Planned:
+    messages = [{"role": "user", "content": question}]
+    request = {"model": MODEL, "messages": messages, "tools": [{"name": name}]}
+    return Planned(job={"kind": "tool", "job_id": name, "tenant": "acme", "request": request}, attempts=2)
+
+
+def _vision(job_id: str, image: Mapping[str, str]) -> Planned:
     request = {"model": MODEL, "prompt": "What does this show?", "images": [image]}
-    return {"version": 1, "kind": "vision", "job_id": job_id, "tenant": "globex", "request": request}
+    return Planned(job={"kind": "vision", "job_id": job_id, "tenant": "globex", "request": request})
 
 
 def _chart() -> dict[str, str]:

@@ -31,10 +31,12 @@ class StandIn:
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
+        # A proxy of the environment would be asked for its own loopback.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-    def fail_next(self, *, status: int, message: str, code: str, retry_after: float | None = None) -> None:
+    def fail_next(self, status: int, message: str, *, code: str, retry_after: float | None = None) -> None:
         """Let the next request fail; `retry_after` in seconds."""
-        failure = {"type": "fail", "status": status, "message": message, "code": code}
+        failure: dict[str, Any] = {"type": "fail", "status": status, "message": message, "code": code}
         if retry_after is not None:
             failure["retry_after"] = retry_after
         self._request("/_llmock/scenario", {"behaviors": [failure]})
@@ -48,7 +50,7 @@ class StandIn:
 
     def _request(self, path: str, body: Mapping[str, Any] | None = None) -> None:
         data = None if body is None else json.dumps(body).encode()
-        with urllib.request.urlopen(self.url + path, data, timeout=5) as response:  # noqa: S310 (own loopback URL)
+        with self._opener.open(self.url + path, data, timeout=5) as response:
             response.read()
 
 
@@ -75,22 +77,26 @@ def worker(environment: Mapping[str, str], log: Path) -> Iterator[int]:
 
         _wait_for("the worker", process, log, is_ready)
         yield int(ready[0]["http_port"])
+    if process.returncode != 0:
+        raise DemoError(f"the worker ended with exit code {process.returncode}; its log is {log}")
 
 
-def run_command(*arguments: str, environment: Mapping[str, str], capture: bool) -> str:
-    """Run `openai-worker` to its end and return what it printed, if captured. Raises DemoError."""
-    done = subprocess.run(  # noqa: S603 (the program itself)
-        [sys.executable, "-m", "worker", *arguments],
-        env=dict(environment),
-        cwd=ROOT,
-        stdout=subprocess.PIPE if capture else None,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise DemoError(f"openai-worker {' '.join(arguments)} ended with exit code {done.returncode}")
-    return done.stdout or ""
+def run_command(*arguments: str, environment: Mapping[str, str]) -> str:
+    """Run `openai-worker` to its end and return what it printed. Raises DemoError."""
+    command = bound([sys.executable, "-m", "worker", *arguments], signal.SIGTERM)
+    try:
+        done = subprocess.run(  # noqa: S603 (the program itself)
+            command,
+            env=dict(environment),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+    except subprocess.SubprocessError as error:
+        raise DemoError(str(error)) from None
+    return done.stdout
 
 
 @contextlib.contextmanager
@@ -113,9 +119,7 @@ def _process(
         stop(process, first=signal.SIGTERM, patience=STOP_SECONDS)
 
 
-def _wait_for(
-    name: str, process: "subprocess.Popen[bytes]", log: Path, is_ready: Callable[[], bool]
-) -> None:
+def _wait_for(name: str, process: "subprocess.Popen[bytes]", log: Path, is_ready: Callable[[], bool]) -> None:
     end = time.monotonic() + START_SECONDS
     while not is_ready():
         if process.poll() is not None or time.monotonic() > end:

@@ -15,24 +15,21 @@ INTEGER: Any = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 DOCUMENT: Any = sa.JSON().with_variant(JSONB(), "postgresql")
 TIME = sa.DateTime(timezone=True)
 
-SUMS = """
-       CAST(sum(requests) AS BIGINT) AS requests,
-       CAST(sum(input_tokens) AS BIGINT) AS input_tokens,
-       CAST(sum(cached_input_tokens) AS BIGINT) AS cached_input_tokens,
-       CAST(sum(cache_write_tokens) AS BIGINT) AS cache_write_tokens,
-       CAST(sum(output_tokens) AS BIGINT) AS output_tokens,
-       CAST(sum(reasoning_tokens) AS BIGINT) AS reasoning_tokens,
-       CAST(coalesce(sum(cost_nano_usd), 0) AS BIGINT) AS cost_nano_usd,
-       CAST(sum(unpriced_requests) AS BIGINT) AS unpriced_requests,
-       CAST(sum(estimated_requests) AS BIGINT) AS estimated_requests,
-       CAST(sum(estimated_cost_nano_usd) AS BIGINT) AS estimated_cost_nano_usd
-  FROM usage_ledger
-"""
+SUMS = (
+    "requests",
+    "input_tokens",
+    "cached_input_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "cost_nano_usd",
+    "unpriced_requests",
+    "estimated_requests",
+    "estimated_cost_nano_usd",
+)
+GROUPS = ("tenant", "model", "kind", "account", "organization", "project")
 DAY = {"sqlite": "date(occurred_at)", "postgresql": "CAST(occurred_at AT TIME ZONE 'UTC' AS date)"}
-MONTH = {
-    "sqlite": "strftime('%Y-%m', occurred_at)",
-    "postgresql": "to_char(occurred_at AT TIME ZONE 'UTC', 'YYYY-MM')",
-}
+MONTH = {"sqlite": "strftime('%Y-%m', day)", "postgresql": "to_char(day, 'YYYY-MM')"}
 APPEND_ONLY = {
     "sqlite": [
         f"""
@@ -62,14 +59,15 @@ def upgrade() -> None:
     create_bodies()
     create_attempts()
     create_ledger()
+    create_summary()
+    create_budgets()
     create_workers()
     dialect = op.get_bind().dialect.name
     for statement in APPEND_ONLY[dialect]:
         op.execute(statement)
-    op.execute(
-        f"CREATE VIEW usage_daily AS SELECT {DAY[dialect]} AS day, tenant, model, {SUMS} GROUP BY 1, 2, 3"
-    )
-    op.execute(f"CREATE VIEW usage_monthly AS SELECT {MONTH[dialect]} AS month, tenant, {SUMS} GROUP BY 1, 2")
+    op.execute("INSERT INTO usage_summary_mark (id, ledger_id) VALUES (1, 0)")
+    op.execute(view("usage_daily", "day, tenant, model", "1, 2, 3", dialect))
+    op.execute(view("usage_monthly", f"{MONTH[dialect]} AS month, tenant", "1, 2", dialect))
 
 
 def downgrade() -> None:
@@ -77,6 +75,10 @@ def downgrade() -> None:
     op.execute("DROP VIEW usage_daily")
     for table in (
         "workers",
+        "budget_holds",
+        "budget_months",
+        "usage_summary_mark",
+        "usage_summary",
         "usage_ledger",
         "attempts",
         "checkpoints",
@@ -108,6 +110,7 @@ def create_jobs() -> None:
         sa.Column("lease_owner", sa.Text),
         sa.Column("lease_token", INTEGER),
         count("takeovers"),
+        count("worked_ms"),
         count("step_attempts"),
         sa.Column("next_attempt_at", TIME),
         sa.Column("waiting_for", sa.Text),
@@ -193,6 +196,7 @@ def create_ledger() -> None:
         sa.Column("organization", sa.Text),
         sa.Column("project", sa.Text),
         sa.Column("occurred_at", TIME, nullable=False),
+        sa.Column("booked_at", TIME, server_default=sa.func.current_timestamp(), nullable=False),
         sa.Column("kind", sa.Text),
         sa.Column("account", sa.Text, nullable=False),
         sa.Column("requests", INTEGER, nullable=False),
@@ -212,6 +216,61 @@ def create_ledger() -> None:
         unique=True,
     )
     partial_index("ix_usage_ledger_correction", "usage_ledger", ["tenant", "job_id"], "entry = 'correction'")
+
+
+def create_summary() -> None:
+    op.create_table(
+        "usage_summary",
+        sa.Column("day", sa.Date, nullable=False),
+        *(sa.Column(name, sa.Text, nullable=False) for name in GROUPS),
+        *(sa.Column(name, INTEGER, nullable=False) for name in SUMS),
+        sa.PrimaryKeyConstraint("day", *GROUPS, name="pk_usage_summary"),
+    )
+    op.create_index("ix_usage_summary_tenant_day", "usage_summary", ["tenant", "day"])
+    op.create_table(
+        "usage_summary_mark",
+        sa.Column("id", INTEGER, nullable=False),
+        sa.Column("ledger_id", INTEGER, nullable=False),
+        sa.Column("next_ledger_id", INTEGER),
+        sa.Column("next_transaction", sa.Text),
+        sa.PrimaryKeyConstraint("id", name="pk_usage_summary_mark"),
+        sa.CheckConstraint("id = 1", name="ck_usage_summary_mark_only"),
+    )
+
+
+def create_budgets() -> None:
+    op.create_table(
+        "budget_months",
+        sa.Column("tenant", sa.Text, nullable=False),
+        sa.Column("month", sa.Text, nullable=False),
+        sa.Column("spent_nano_usd", INTEGER, nullable=False),
+        sa.Column("warned_at", TIME),
+        sa.PrimaryKeyConstraint("tenant", "month", name="pk_budget_months"),
+    )
+    op.create_table(
+        "budget_holds",
+        *key(),
+        sa.Column("attempt_no", INTEGER, nullable=False),
+        sa.Column("month", sa.Text, nullable=False),
+        sa.Column("nano_usd", INTEGER, nullable=False),
+        sa.Column("worker_id", sa.Text, nullable=False),
+        sa.Column("taken_at", TIME, nullable=False),
+        sa.PrimaryKeyConstraint("tenant", "job_id", "attempt_no", name="pk_budget_holds"),
+    )
+
+
+def view(name: str, groups: str, by: str, dialect: str) -> str:
+    """Sum up what is summed up already, and the rest of the ledger."""
+    columns = ", ".join(SUMS)
+    sums = ", ".join(f"CAST(coalesce(sum({column}), 0) AS BIGINT) AS {column}" for column in SUMS)
+    return f"""
+        CREATE VIEW {name} AS SELECT {groups}, {sums} FROM (
+            SELECT day, tenant, model, {columns} FROM usage_summary
+            UNION ALL
+            SELECT {DAY[dialect]}, tenant, model, {columns} FROM usage_ledger
+             WHERE id > (SELECT ledger_id FROM usage_summary_mark)
+        ) AS parts GROUP BY {by}
+    """  # noqa: S608 (names from above)
 
 
 def create_workers() -> None:

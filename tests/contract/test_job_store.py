@@ -368,10 +368,14 @@ class TestWait:
         ]
         early = await database.store.claim(a_claim(job, a_token(), at=NOON + 50 * SECOND))
         assert early == NotNow(until=NOON + 60 * SECOND, held=False)
-        due = await database.store.claim(a_claim(job, a_token(), at=NOON + 59.5 * SECOND))
+        copy = replace(job, received_at=NOON + 59 * SECOND)
+        due = await database.store.claim(a_claim(copy, a_token(), at=NOON + 59.5 * SECOND))
         assert isinstance(due, Claimed)
         assert (due.attempt_no, due.step_attempts, due.takeovers) == (2, 1, 0)
-        assert due.started_at == NOON
+        assert (due.received_at, due.started_at) == (NOON, NOON)
+        detail = await database.queries.job(job.key)
+        assert detail is not None
+        assert (detail.job.received_at, detail.job.started_at) == (NOON, NOON)
 
     async def test_unclaimed_job_may_wait(self, database: Database, migrated_url: str) -> None:
         """A job that waits for limits is on record, with its message, before anyone runs it."""

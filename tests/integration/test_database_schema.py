@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import asyncpg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
@@ -18,6 +19,7 @@ from tests.support.databases import (
     execute,
     rows,
 )
+from worker.adapters.database import setup
 from worker.adapters.database.opening import Database
 from worker.adapters.database.setup import check, downgrade, upgrade
 from worker.adapters.database.tables import REVISION, metadata
@@ -85,6 +87,20 @@ class TestRevisions:
         outputs = await asyncio.gather(*(process.communicate() for process in started))
         assert [process.returncode for process in started] == [0] * 4, outputs
         assert await check(database_url) == []
+
+    async def test_only_one_upgrades_at_a_time(self, postgres_url: str) -> None:
+        """On a server, where tables do not lock each other, an upgrade waits for the one that runs."""
+        other = await asyncpg.connect(postgres_url)
+        await other.execute("SELECT pg_advisory_lock($1)", setup._LOCK)
+        upgrading = asyncio.ensure_future(upgrade(postgres_url))
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'"
+        async with asyncio.timeout(20):
+            while not await other.fetchval(waiting):  # noqa: ASYNC110 polls the server
+                await asyncio.sleep(0.01)
+        assert not upgrading.done()
+        await other.close()
+        await upgrading
+        assert await check(postgres_url) == []
 
     async def test_path_with_a_percent_sign(self, tmp_path: Path) -> None:
         """A folder's name is not read as a template."""

@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import aio_pika
+import asyncpg
 import psutil
 import pytest
 
 from dev.folders import fresh_folder
+from dev.postgres import Postgres
+from dev.rabbitmq import RabbitMQ
 from tests.support.servers import Broker
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +138,48 @@ def test_a_container_is_removed_when_the_runner_is_gone(
     assert up.endswith("up --detach --wait rabbitmq RABBITMQ_PORT=")
     assert "down --volumes" in down
     assert up.split()[:5] == down.split()[:5]
+
+
+async def test_a_killed_postgres_comes_back_with_its_data() -> None:
+    """A crash at any instant loses no committed row, and the URL stays: what fault tests build on."""
+    with fresh_folder() as folder:
+        server = Postgres(folder)
+        try:
+            server.start()
+            connection = await asyncpg.connect(server.url)
+            await connection.execute("CREATE TABLE kept AS SELECT 1 AS one")
+            server.stop(how=signal.SIGKILL)
+            connection.terminate()
+            server.start()
+            connection = await asyncpg.connect(server.url)
+            assert await connection.fetchval("SELECT one FROM kept") == 1
+            await connection.close()
+        finally:
+            server.stop(how=signal.SIGQUIT)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_stopped_rabbitmq_comes_back_with_its_queues(how: signal.Signals) -> None:
+    """A confirmed message in a quorum queue is there after the node's restart, and the URL stays."""
+    with fresh_folder() as folder:
+        node = RabbitMQ(folder)
+        try:
+            node.start()
+            async with await aio_pika.connect(node.url) as connection:
+                channel = await connection.channel()
+                await channel.declare_queue("kept", durable=True, arguments={"x-queue-type": "quorum"})
+                persistent = aio_pika.Message(b"x", delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+                node.flush()
+                await channel.default_exchange.publish(persistent, "kept")
+            node.stop(how=how)
+            assert node.pid is None
+            node.start()
+            async with await aio_pika.connect(node.url) as connection:
+                queue = await (await connection.channel()).get_queue("kept")
+                assert (await queue.get()).body == b"x"
+        finally:
+            node.stop(how=signal.SIGKILL)
 
 
 async def test_each_test_has_an_empty_virtual_host(broker: Broker) -> None:

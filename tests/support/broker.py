@@ -225,7 +225,11 @@ class Proxy:
             self.refused += 1
             writer.transport.abort()
             return
-        there = await asyncio.open_connection(self._target.host, self._target.port)
+        try:
+            there = await asyncio.open_connection(self._target.host, self._target.port)
+        except OSError:
+            writer.transport.abort()
+            return
         for source, sink in ((reader, there[1]), (there[0], writer)):
             self._writers.add(sink)
             pump = asyncio.create_task(self._pump(source, sink))

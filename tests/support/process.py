@@ -123,10 +123,12 @@ class WorkerProcess:
 
 
 @asynccontextmanager
-async def running(*arguments: str, folder: Path, settings: Mapping[str, str]) -> AsyncIterator[WorkerProcess]:
+async def running(
+    *arguments: str, folder: Path, settings: Mapping[str, str], module: str = "worker"
+) -> AsyncIterator[WorkerProcess]:
     """Run `python -m worker`; it is killed at the end if it still runs, or if its parent dies."""
     process = await asyncio.create_subprocess_exec(
-        *bound([sys.executable, "-m", "worker", *arguments], signal.SIGKILL),
+        *bound([sys.executable, "-m", module, *arguments], signal.SIGKILL),
         cwd=folder,
         env=_environment(folder, settings),
         stdin=asyncio.subprocess.DEVNULL,

@@ -27,9 +27,16 @@ def completion(job_id: str, text: str = "hello", **fields: Any) -> dict[str, Any
 class Producer:
     """Publishes jobs and collects what comes to its reply queue."""
 
-    def __init__(self, channel: AbstractChannel, queue: AbstractQueue) -> None:
+    def __init__(
+        self,
+        channel: AbstractChannel,
+        queue: AbstractQueue,
+        replies: list[AbstractIncomingMessage] | None = None,
+    ) -> None:
         self.queue = queue.name
-        self.replies: list[AbstractIncomingMessage] = []
+        self.replies: list[AbstractIncomingMessage] = [] if replies is None else replies
+        self._answered: set[tuple[str, str]] = set()
+        self._counted = 0
         self._channel = channel
         self._news = asyncio.Condition()
 
@@ -54,6 +61,14 @@ class Producer:
             await self._news.wait_for(lambda: len(self.replies) >= count)
         return [json.loads(message.body) for message in self.replies]
 
+    def jobs_answered(self) -> set[tuple[str, str]]:
+        """Return the tenants and ids of the jobs that have a reply."""
+        for message in self.replies[self._counted :]:
+            reply = json.loads(message.body)
+            self._answered.add((reply["tenant"], reply["job_id"]))
+        self._counted = len(self.replies)
+        return self._answered
+
     async def ask(self, body: Mapping[str, Any] | bytes, **how: Any) -> dict[str, Any]:
         """Publish one job and wait for the next reply."""
         before = len(self.replies)
@@ -68,6 +83,10 @@ class Producer:
             letters.append(letter)
         return letters
 
+    async def lost(self) -> None:
+        """Return once the connection is gone."""
+        await self._channel.closed()
+
     async def note(self, message: AbstractIncomingMessage) -> None:
         """Keep a reply."""
         await message.ack()
@@ -77,11 +96,16 @@ class Producer:
 
 
 @asynccontextmanager
-async def producing(url: str) -> AsyncIterator[Producer]:
-    """Open a connection, a channel with confirms, and an exclusive reply queue."""
+async def producing(
+    url: str, queue: str | None = None, replies: list[AbstractIncomingMessage] | None = None
+) -> AsyncIterator[Producer]:
+    """Open a connection, a channel with confirms, and an exclusive reply queue, or a durable one by name.
+
+    `replies` are those that an earlier connection has received.
+    """
     connection = await aio_pika.connect(url)
     async with connection, connection.channel(on_return_raises=True) as channel:
-        queue = await channel.declare_queue(exclusive=True)
-        producer = Producer(channel, queue)
-        await queue.consume(producer.note)
+        declared = await channel.declare_queue(queue, durable=queue is not None, exclusive=queue is None)
+        producer = Producer(channel, declared, replies)
+        await declared.consume(producer.note)
         yield producer

@@ -72,6 +72,8 @@ class Seen:
     """The decoded JSON, or the text if it is none."""
     tokens: int = 0
     """What OpenAI would count at admission: the input's estimate and the most that may be put out."""
+    answer: Any = None
+    """The JSON that it was to be answered with, if it was a good answer."""
     outcome: str = "pending"
     """`answered <status>` once the last byte is written, `faulted <fault>`, or `abandoned` by the client."""
 
@@ -204,7 +206,9 @@ class Upstream:
     async def _perform(self, act: Act, seen: Seen, request: web.Request) -> web.StreamResponse:
         if act.delay:
             await asyncio.sleep(act.delay)
-        body = (act.body if act.body is not None else json.dumps(_content(act, seen))).encode()
+        content = _content(act, seen)
+        body = (act.body if act.body is not None else json.dumps(content)).encode()
+        seen.answer = content if act.status < 300 and act.body is None else None
         headers = {
             "Content-Type": "application/json",
             "X-Request-Id": f"req_{seen.number}",

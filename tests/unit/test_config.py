@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from worker.config import ConfigError, Settings, load_settings, resolve_credentials
 from worker.config.settings import Variables
-from worker.config.tables import CredentialTable, LimitTable, PriceTable, TenantTable
+from worker.config.tables import CredentialTable, LimitTable, PriceTable, RetentionTable, TenantTable
 
 DOCS = Path(__file__).parents[2] / "docs" / "configuration.md"
 EXAMPLE = Path(__file__).parents[2] / "worker.example.toml"
@@ -330,6 +330,7 @@ TABLE_MODELS = {
     "[tenants.<name>]": TenantTable,
     "[credentials.<name>]": CredentialTable,
     '[prices."<model>"]': PriceTable,
+    "[retention]": RetentionTable,
 }
 
 

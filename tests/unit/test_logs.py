@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import pytest
 from typing_extensions import override
@@ -18,6 +18,7 @@ from worker.domain.attempt import AttemptState
 from worker.domain.events import (
     AttemptFinished,
     Broken,
+    BudgetSeen,
     CredentialsClosed,
     Event,
     JobFinished,
@@ -68,7 +69,7 @@ def attempt(state: AttemptState) -> AttemptFinished:
     )
 
 
-def fail() -> None:
+def fail() -> NoReturn:
     """Fail with content in the message."""
     raise ValueError(SECRET)
 
@@ -94,6 +95,12 @@ FINISHED = JobFinished(
     attempts=2,
     seconds=3.0,
 )
+BUDGET: dict[str, Any] = {
+    "tenant": "acme",
+    "month": "2026-11",
+    "budget_nano_usd": 2_000_000_000,
+    "spent_nano_usd": 1_750_000_000,
+}
 EVENTS: list[tuple[Event, str, str]] = [
     (FINISHED, "info", "job finished"),
     (attempt(AttemptState.SUCCEEDED), "debug", "attempt finished"),
@@ -106,6 +113,8 @@ EVENTS: list[tuple[Event, str, str]] = [
     (ReplySettled(key=KEY, what="unconfirmed"), "info", "reply unconfirmed"),
     (ServerTrouble(server="rabbitmq", up=False, error="connection refused"), "error", "server is away"),
     (ServerTrouble(server="rabbitmq", up=True), "info", "server is back"),
+    (BudgetSeen(warn=True, **BUDGET), "warning", "budget nearly spent"),
+    (BudgetSeen(warn=False, **BUDGET), "debug", "budget seen"),
     (CredentialsClosed(account="default", reason="invalid_api_key"), "error", "credentials closed"),
     (broken(), "error", "broken"),
 ]

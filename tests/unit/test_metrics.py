@@ -15,6 +15,7 @@ from worker.domain.attempt import AttemptState
 from worker.domain.events import (
     AttemptFinished,
     Broken,
+    BudgetSeen,
     CredentialsClosed,
     Event,
     JobFinished,
@@ -70,6 +71,9 @@ def samples(metrics: Metrics) -> dict[str, float]:
     }
 
 
+NEARLY_SPENT = BudgetSeen(
+    tenant="acme", month="2026-11", budget_nano_usd=2_000_000_000, spent_nano_usd=1_750_000_000, warn=True
+)
 COUNTED: list[tuple[Event, str, float]] = [
     (FINISHED, "jobs_total{error_code=timeout,kind=tool,status=failed}", 1),
     (FINISHED, "job_seconds_sum{kind=tool}", 3),
@@ -88,6 +92,9 @@ COUNTED: list[tuple[Event, str, float]] = [
     (ReplySettled(key=KEY, what="returned"), "replies_total{what=returned}", 1),
     (ServerTrouble(server="rabbitmq", up=True), "server_up{server=rabbitmq}", 1),
     (ServerTrouble(server="rabbitmq", up=False), "server_up{server=rabbitmq}", 0),
+    (NEARLY_SPENT, "budget_usd{tenant=acme}", 2),
+    (NEARLY_SPENT, "budget_spent_usd{tenant=acme}", 1.75),
+    (NEARLY_SPENT, "budget_warnings_total{tenant=acme}", 1),
     (CredentialsClosed(account="default", reason="x"), "credentials_closed_total{account=default}", 1),
     (Broken(key=None, where="job", error=ValueError()), "broken_total{where=job}", 1),
 ]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -51,6 +52,10 @@ class FakeSteps(Steps):
         self.requests.append(json.loads(json.dumps(request)))
         self.reserves.append(reserve)
         return read_answer(self.kind, json.dumps(self.answers.pop(0)).encode())
+
+    @override
+    def working(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
     @override
     async def checkpoint(self, state: bytes) -> None:

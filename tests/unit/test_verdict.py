@@ -29,7 +29,8 @@ def refused(status: int, code: str | None = None, **headers: str) -> Refused:
     [
         (400, "context_length_exceeded", FailureCode.REJECTED, False, Closes.NOTHING),
         (401, "invalid_api_key", FailureCode.REJECTED, True, Closes.CREDENTIALS),
-        (403, None, FailureCode.REJECTED, True, Closes.BUCKET),
+        (403, None, FailureCode.REJECTED, True, Closes.CREDENTIALS),
+        (403, "model_not_found", FailureCode.REJECTED, False, Closes.NOTHING),
         (404, "model_not_found", FailureCode.REJECTED, False, Closes.NOTHING),
         (408, None, FailureCode.UNAVAILABLE, True, Closes.NOTHING),
         (409, None, FailureCode.UNAVAILABLE, True, Closes.NOTHING),

@@ -16,6 +16,7 @@ from worker.domain.attempt import AttemptState
 from worker.domain.events import (
     AttemptFinished,
     Broken,
+    BudgetSeen,
     CredentialsClosed,
     Event,
     JobFinished,
@@ -78,7 +79,7 @@ class LogObserver:
         self._logger.log(level, name, **known)
 
 
-def _level(event: Event) -> int:
+def _level(event: Event) -> int:  # noqa: PLR0911 - one flat case for each level
     match event:
         case JobFinished() | JobWaits() | JobRepeated():
             return logging.INFO
@@ -90,6 +91,8 @@ def _level(event: Event) -> int:
             return logging.WARNING if what == "undeliverable" else logging.INFO
         case ServerTrouble(up=up):
             return logging.INFO if up else logging.ERROR
+        case BudgetSeen(warn=warn):
+            return logging.WARNING if warn else logging.DEBUG
         case CredentialsClosed() | Broken():
             return logging.ERROR
         case _:
@@ -127,6 +130,13 @@ def _line(event: Event) -> tuple[str, dict[str, Any]]:  # noqa: C901, PLR0911 - 
             }
         case CredentialsClosed():
             return "credentials closed", {"credentials": event.account, "reason": event.reason}
+        case BudgetSeen():
+            return ("budget nearly spent" if event.warn else "budget seen"), {
+                "tenant": event.tenant,
+                "month": event.month,
+                "budget_usd": event.budget_nano_usd / NANO,
+                "spent_usd": event.spent_nano_usd / NANO,
+            }
         case Broken():
             return "broken", _key(event.key) | {"where": event.where} | describe_error(event.error)
         case _:

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from worker.domain.events import (
     AttemptFinished,
     Broken,
+    BudgetSeen,
     CredentialsClosed,
     Event,
     JobFinished,
@@ -74,6 +75,11 @@ class Metrics:
         self._replies = counter("replies", "Replies reported on, by what became of them", ["what"])
         self._broken = counter("broken", "Errors in the program itself", ["where"])
         self._closed = counter("credentials_closed", "Times OpenAI refused the credentials", ["account"])
+        self._budget = gauge("budget_usd", "US dollars that a tenant may spend this month", ["tenant"])
+        self._budget_spent = gauge("budget_spent_usd", "US dollars spent of it", ["tenant"])
+        self._budget_warnings = counter(
+            "budget_warnings", "Months in which a budget came near its end", ["tenant"]
+        )
         self._server_up = gauge("server_up", "1 while the server answers", ["server"])
         self._in_flight = gauge("jobs_in_flight", "Jobs at work in this process")
         build = gauge("build_info", "Always 1", ["version", "python"])
@@ -97,7 +103,7 @@ class Metrics:
             case AttemptFinished():
                 self._attempt(event)
             case JobWaits():
-                self._waiting.labels(self._reason(event.reason)).inc()
+                self._waiting.labels(self._reason(event.reason.partition(", in about")[0])).inc()
             case JobRefused():
                 self._refused.labels(event.lane).inc()
             case JobRepeated():
@@ -108,6 +114,10 @@ class Metrics:
                 self._server_up.labels(event.server).set(event.up)
             case CredentialsClosed():
                 self._closed.labels(event.account).inc()
+            case BudgetSeen():
+                self._budget.labels(event.tenant).set(event.budget_nano_usd / NANO)
+                self._budget_spent.labels(event.tenant).set(event.spent_nano_usd / NANO)
+                self._budget_warnings.labels(event.tenant).inc(event.warn)
             case Broken():
                 self._broken.labels(event.where).inc()
             case _:

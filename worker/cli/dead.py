@@ -85,7 +85,7 @@ def _each(letter_ids: list[str], act: Callable[["DeadLetters", str], Awaitable[b
 
 
 async def _with_letters(loaded: "Settings", act: Callable[["DeadLetters"], Awaitable[Any]]) -> Any:
-    from worker.adapters.rabbitmq.dead import DeadLetters  # noqa: PLC0415 - slow to import
+    from worker.adapters.rabbitmq.dead import DeadLetters
 
     async with broker(loaded) as link:
         return await act(DeadLetters(link))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _PATIENCE: Final = 5.0
 """Seconds for each server: who asks a doctor does not want to wait as long as a worker at its start."""
 
+_MISSING: Final = "is missing"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
@@ -40,7 +42,7 @@ def doctor(*, json: Annotated[bool, typer.Option("--json", help="Print a JSON ar
 
 
 async def _examine() -> list[Finding]:
-    from worker.config import ConfigError, load_settings  # noqa: PLC0415 - slow to import
+    from worker.config import ConfigError, load_settings
 
     warnings: list[str] = []
     try:
@@ -72,31 +74,31 @@ async def _findings(
 
 
 async def _tools(loaded: "Settings") -> AsyncIterator[Finding]:
-    from worker.tools import load_tools  # noqa: PLC0415 - runs the operator's code
+    from worker.tools import load_tools
 
     names = ", ".join(sorted(load_tools(loaded.worker_tools)))
     yield Finding(what="tools", ok=True, text=names or "none registered")
 
 
 async def _broker(loaded: "Settings") -> AsyncIterator[Finding]:
-    from worker.adapters.rabbitmq import topology  # noqa: PLC0415 - slow to import
+    from worker.adapters.rabbitmq import topology
 
     async with broker(loaded) as link:
         yield Finding(what="broker", ok=True, text="connected")
         differences = await topology.check(link)
+    missing = [difference for difference in differences if difference.endswith(_MISSING)]
+    if missing:
+        text = f"{missing[0]}, and {len(missing) - 1} more: run `openai-worker topology apply`"
+        yield Finding(what="topology", ok=False, text=text)
     for difference in differences:
-        mend = (
-            "run `openai-worker topology apply`"
-            if difference.endswith("missing")
-            else "delete it, then apply"
-        )
-        yield Finding(what="topology", ok=False, text=f"{difference}: {mend}")
+        if difference not in missing:
+            yield Finding(what="topology", ok=False, text=f"{difference}: delete it, then apply the topology")
     if not differences:
         yield Finding(what="topology", ok=True, text="as it should be")
 
 
 async def _database(loaded: "Settings") -> AsyncIterator[Finding]:
-    from worker.adapters.database import setup  # noqa: PLC0415 - slow to import
+    from worker.adapters.database import setup
 
     # Opened for reading first: `setup` would create the file of a database that is not there.
     async with database(loaded):

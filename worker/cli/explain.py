@@ -4,16 +4,64 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from worker.cli.output import dollars
 from worker.domain.claims import JobStatus
 
 if TYPE_CHECKING:
-    from worker.adapters.database.queries import JobRow, WorkerRow
+    from worker.adapters.database.limits import ClosedAccount, LimitRow
+    from worker.adapters.database.queries import JobDetail, JobRow, WorkerRow
 
 
-def explain(job: "JobRow", workers: Sequence["WorkerRow"], now: datetime | None = None) -> list[str]:
-    """Return what is known, the reason first."""
+def explain(
+    job: "JobRow",
+    workers: Sequence["WorkerRow"],
+    now: datetime | None = None,
+    *,
+    calling: bool = True,
+    limits: Sequence["LimitRow"] = (),
+    closed: Sequence["ClosedAccount"] = (),
+) -> list[str]:
+    """Return what is known, the reason first. `calling`: a request of it may be at OpenAI."""
     now = now or datetime.now(UTC)
-    return list(_lines(job, workers, now))
+    lines = list(_lines(job, workers, now))
+    if not JobStatus(job.status).terminal and not (job.status == JobStatus.RUNNING and calling):
+        lines += _limits(job, limits, closed)
+    return lines
+
+
+def money(detail: "JobDetail") -> list[str]:
+    """Say what the job holds of its tenant's budget, and how that stands."""
+    lines = [
+        f"request {hold.attempt_no} holds {dollars(hold.nano_usd)} US dollars of the budget for {hold.month}"
+        for hold in detail.holds
+    ]
+    if detail.budget is not None and not JobStatus(detail.job.status).terminal:
+        spent, held = dollars(detail.budget.spent_nano_usd), dollars(detail.budget.held_nano_usd)
+        lines.append(
+            f"its tenant has spent {spent} US dollars in {detail.budget.month};"
+            f" requests in flight hold {held}"
+        )
+    return lines
+
+
+def _limits(job: "JobRow", limits: Sequence["LimitRow"], closed: Sequence["ClosedAccount"]) -> Iterator[str]:
+    """Say which limits stand between a job and its request, and for how long."""
+    for one in closed:
+        wait = max(0.0, one.closed_seconds)
+        yield f"credentials {one.account} are closed: {one.closed_for}; they are tried again in {wait:.0f} s"
+    for row in limits:
+        if not row.concerns(job.model):
+            continue
+        where = f"the limit of {row.name} on the credentials {row.account}"
+        if row.paused:
+            yield f"{where} is paused until `openai-worker limits resume {row.name}`"
+        elif row.closed_seconds:
+            yield f"{where} is closed for {row.closed_seconds:.0f} s: {row.closed_for}"
+        elif row.waiting or row.wait_seconds:
+            yield (
+                f"{where} is in use: {row.waiting} requests are in line before or beside it, "
+                f"a new one could start in about {row.wait_seconds:.0f} s"
+            )
 
 
 def _lines(job: "JobRow", workers: Sequence["WorkerRow"], now: datetime) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """`openai-worker jobs`: look at jobs and steer them."""
 
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import orjson
@@ -10,8 +11,10 @@ from schemas.cancel import Cancel
 from schemas.job import DEFAULT_TENANT
 from schemas.names import CANCEL_KEY, CONTROL, JOBS, Kind
 from worker.cli.explain import explain as reasons
-from worker.cli.output import dollars, print_facts, print_json, print_rows
-from worker.cli.wiring import Exit, broker, complain, database, publish, settings, stop, work
+from worker.cli.explain import money
+from worker.cli.output import dollars, plain, print_facts, print_json, print_rows
+from worker.cli.wiring import Exit, Sender, broker, complain, database, ledger, settings, stop, work
+from worker.domain.attempt import AttemptState
 from worker.domain.claims import JobStatus
 from worker.domain.job import JobKey
 
@@ -71,7 +74,7 @@ def list_jobs(
 ) -> None:
     """List jobs, the newest first."""
     loaded = settings()
-    from worker.adapters.database.queries import JobFilter  # noqa: PLC0415 - slow to import
+    from worker.adapters.database.queries import JobFilter
 
     only = JobFilter(tenant=tenant, status=status, kind=kind, model=model)
     rows = [asdict(row) for row in work(_list(loaded, only, limit))]
@@ -104,12 +107,11 @@ def show(
 @app.command()
 def explain(job_id: Id, *, tenant: Tenant = DEFAULT_TENANT, json: Json = False) -> None:
     """Say where a job stands: why it waits and until when, who runs it, what became of its reply."""
-    detail, workers = work(_find(settings(), JobKey(tenant, job_id)))
-    lines = reasons(detail.job, workers)
+    lines = work(_explain(settings(), JobKey(tenant, job_id)))
     if json:
         print_json(lines)
     for line in () if json else lines:
-        typer.echo(line)
+        typer.echo(plain(line))
 
 
 @app.command()
@@ -128,6 +130,36 @@ def replay(job_id: Id, *, tenant: Tenant = DEFAULT_TENANT) -> None:
     complain(f"the job was {job.status}; its message is on its lane again")
 
 
+async def _explain(loaded: "Settings", key: JobKey) -> list[str]:
+    detail, workers = await _find(loaded, key)
+    async with database(loaded) as queries:
+        limits, closed = await queries.limits()
+    calling = any(attempt.state == AttemptState.IN_FLIGHT for attempt in detail.attempts)
+    lines = reasons(detail.job, workers, calling=calling, limits=limits, closed=closed)
+    return [*lines, *money(detail)]
+
+
+@app.command()
+def erase(
+    *,
+    tenant: Annotated[str, typer.Option(help="Whose content.")],
+    before: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="Only jobs received before this day, UTC.", metavar="DATE"),
+    ] = None,
+) -> None:
+    """Erase a tenant's stored requests, results and checkpoints for good. Its bill and its job ids stay."""
+    limit = before.replace(tzinfo=UTC) if before else None
+    complain(f"{work(_erase(settings(), tenant, limit))} bodies erased")
+
+
+async def _erase(loaded: "Settings", tenant: str, before: datetime | None) -> int:
+    from worker.adapters.database.retention import Retention
+
+    async with ledger(loaded, write=True) as engine:
+        return await Retention(engine).erase_tenant(tenant, before)
+
+
 async def _list(loaded: "Settings", only: "JobFilter", limit: int) -> list["JobRow"]:
     async with database(loaded) as queries:
         return await queries.jobs(only, limit=limit)
@@ -142,7 +174,7 @@ async def _find(loaded: "Settings", key: JobKey) -> tuple["JobDetail", list["Wor
 
 
 async def _cancel(loaded: "Settings", key: JobKey) -> JobStatus:
-    from worker.adapters.database.opening import open_cancels  # noqa: PLC0415 - slow to import
+    from worker.adapters.database.opening import open_cancels
 
     url, patience = loaded.database_url.get_secret_value(), loaded.worker_startup_timeout
     async with open_cancels(url, startup_timeout=patience) as cancels:
@@ -151,7 +183,7 @@ async def _cancel(loaded: "Settings", key: JobKey) -> JobStatus:
         # The database keeps the request; the message is for the worker that runs the job at this moment.
         body = Cancel(tenant=key.tenant, job_id=key.job_id).model_dump_json().encode()
         async with broker(loaded) as link:
-            await publish(link, body, exchange=CONTROL, routing_key=CANCEL_KEY)
+            await Sender(link).send(body, exchange=CONTROL, routing_key=CANCEL_KEY)
     return status
 
 
@@ -161,8 +193,7 @@ async def _replay(loaded: "Settings", key: JobKey) -> "JobRow":
     if detail.request is None or job.lane is None:
         stop("the message of this job is not stored", Exit.FAILED)
     async with broker(loaded) as link:
-        await publish(
-            link,
+        await Sender(link).send(
             detail.request,
             exchange=JOBS,
             routing_key=job.lane,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import dead, doctor, jobs, models, submit, topology, usage
+from worker.cli import dead, doctor, jobs, limits, models, submit, topology, usage
 from worker.cli.output import print_json
 from worker.cli.wiring import Exit, complain, settings, told, work
 
@@ -20,6 +20,7 @@ app.add_typer(topology.app, name="topology")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(dead.app, name="dead")
 app.add_typer(usage.app, name="usage")
+app.add_typer(limits.app, name="limits")
 app.command("submit")(submit.submit)
 app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
@@ -35,7 +36,7 @@ def run_worker() -> None:
     """Consume jobs until told to stop (SIGTERM or Ctrl-C; a second one stops at once)."""
     loaded = settings()
     with told():
-        from worker.app import run_worker as start  # noqa: PLC0415 - slow to import
+        from worker.app import run_worker as start
 
         raise typer.Exit(start(loaded))
 
@@ -49,7 +50,7 @@ def migrate(
 ) -> None:
     """Bring the database to the newest revision."""
     loaded = settings()
-    from worker.adapters.database import setup  # noqa: PLC0415 - slow to import
+    from worker.adapters.database import setup
 
     url, patience = loaded.database_url.get_secret_value(), loaded.worker_startup_timeout
     if not check:
@@ -78,6 +79,6 @@ def contract(
     ] = ContractFormat.JSON_SCHEMA,
 ) -> None:
     """Print the message schemas."""
-    from schemas.contract import asyncapi, json_schemas  # noqa: PLC0415 - slow to import
+    from schemas.contract import asyncapi, json_schemas
 
     print_json(asyncapi() if form is ContractFormat.ASYNCAPI else json_schemas())

@@ -32,8 +32,8 @@ def models(*, json: Annotated[bool, typer.Option("--json", help="Print a JSON ar
 
 
 async def _models(loaded: "Settings") -> list[dict[str, Any]]:
-    from worker.adapters.price_catalog import PriceCatalog  # noqa: PLC0415 - slow to import
-    from worker.config import price_overrides  # noqa: PLC0415 - slow to import
+    from worker.adapters.price_catalog import PriceCatalog
+    from worker.config import price_overrides
 
     used, shutdowns = await asyncio.gather(_used(loaded), _shutdowns(loaded))
     named = {*loaded.models.aliases.values(), *loaded.limits, *loaded.prices}
@@ -57,7 +57,7 @@ async def _models(loaded: "Settings") -> list[dict[str, Any]]:
 
 
 async def _used(loaded: "Settings") -> dict[str, int]:
-    from worker.adapters.database.queries import By  # noqa: PLC0415 - slow to import
+    from worker.adapters.database.reports import By
 
     async with database(loaded) as queries:
         return {str(row.group["model"]): row.requests for row in await queries.usage([By.MODEL])}
@@ -65,8 +65,8 @@ async def _used(loaded: "Settings") -> dict[str, int]:
 
 async def _shutdowns(loaded: "Settings") -> Mapping[str, date | None]:
     """Ask OpenAI; without it the rest of the table is still worth printing."""
-    from worker.adapters.openai_api.models import UnusableAccountError  # noqa: PLC0415 - slow to import
-    from worker.config import ConfigError  # noqa: PLC0415 - slow to import
+    from worker.adapters.openai_api.models import UnusableAccountError
+    from worker.config import ConfigError
 
     try:
         async with openai(loaded) as (client, names):

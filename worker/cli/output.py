@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_PIPE_WIDTH: Final = 250
+_WIDEST: Final = 10_000
 
 
 def print_json(value: object) -> None:
@@ -26,7 +26,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Iterable[str], *, as_
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*(_cell(row[str(column.header)]) for column in table.columns))
-    console().print(table)
+    _print_table(table)
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
@@ -36,15 +36,20 @@ def print_facts(facts: Mapping[str, Any]) -> None:
     for name, value in facts.items():
         if value not in (None, "", {}):
             table.add_row(name, _cell(value))
-    console().print(table)
+    _print_table(table)
 
 
 def console() -> Console:
-    """Return a console for standard output; a pipe gets lines that are not broken at 80 columns."""
-    found = Console(highlight=False)
-    if not found.is_terminal:
-        found.width = _PIPE_WIDTH
-    return found
+    """Return a console for standard output."""
+    return Console(highlight=False)
+
+
+def _print_table(table: Table) -> None:
+    """Print every row as one line, however wide: ids that are cut or folded cannot be copied."""
+    wide = console()
+    terminal, wide.width = wide.width, _WIDEST
+    wide.width = max(terminal, wide.measure(table).maximum)
+    wide.print(table, soft_wrap=True)
 
 
 def dollars(nano_usd: int | None) -> str | None:
@@ -68,4 +73,4 @@ def _cell(value: Any) -> Text:
         value = f"{value:%Y-%m-%d %H:%M:%S}"
     if isinstance(value, Mapping):
         value = ", ".join(f"{name}={part}" for name, part in value.items())
-    return Text(plain(str(value)), overflow="fold")
+    return Text(plain(str(value)), no_wrap=True)

@@ -34,14 +34,14 @@ def check(*, json: Annotated[bool, typer.Option("--json", help="Print a JSON arr
 
 
 async def _apply(loaded: "Settings") -> None:
-    from worker.adapters.rabbitmq import topology  # noqa: PLC0415 - slow to import
+    from worker.adapters.rabbitmq import topology
 
     async with broker(loaded) as link:
         await topology.apply(link)
 
 
 async def _check(loaded: "Settings") -> list[str]:
-    from worker.adapters.rabbitmq import topology  # noqa: PLC0415 - slow to import
+    from worker.adapters.rabbitmq import topology
 
     async with broker(loaded) as link:
         return await topology.check(link)

@@ -4,21 +4,38 @@ import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from worker.cli import usage_export, usage_reconcile, usage_reprice
 from worker.cli.output import dollars, print_rows
+from worker.cli.usage_options import (
+    From,
+    Json,
+    Labels,
+    Model,
+    OfKind,
+    Organization,
+    Project,
+    Tenant,
+    To,
+    label_key,
+    only,
+)
 from worker.cli.wiring import database, settings, work
 
 if TYPE_CHECKING:
-    from worker.adapters.database.queries import By, UsageFilter, UsageRow
+    from worker.adapters.database.reports import Group, UsageFilter, UsageRow
     from worker.config import Settings
 
 app = typer.Typer(help="What was used, and what it cost.", no_args_is_help=True)
+app.command("export")(usage_export.export)
+app.command("reprice")(usage_reprice.reprice)
+app.command("reconcile")(usage_reconcile.reconcile)
 
-_DAY: Final = ["%Y-%m-%d"]
+_GROUPS: Final = "day, month, tenant, model, kind, account, organization, project, label:KEY"
+_LABEL: Final = "label:"
 _SUMS: Final = (
     "requests",
     "input_tokens",
@@ -33,40 +50,35 @@ _SUMS: Final = (
 """Columns of a report, after those it is grouped by."""
 
 
-@app.callback()
-def usage() -> None:
-    """Keep `report` a command of its own while it is the only one."""
-
-
 @app.command()
-def report(
+def report(  # noqa: PLR0913 - one for each option
     *,
-    by: Annotated[
-        str, typer.Option(help="Groups, comma-separated: day, month, tenant, model, kind, account.")
-    ] = "tenant,model",
-    since: Annotated[
-        datetime | None, typer.Option("--from", formats=_DAY, help="First day, in UTC.", metavar="DATE")
-    ] = None,
-    until: Annotated[
-        datetime | None, typer.Option("--to", formats=_DAY, help="Last day, included.", metavar="DATE")
-    ] = None,
-    tenant: Annotated[str | None, typer.Option(help="Only this tenant.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
+    by: Annotated[str, typer.Option(help=f"Groups, comma-separated: {_GROUPS}.")] = "tenant,model",
+    since: From = None,
+    until: To = None,
+    tenant: Tenant = None,
+    model: Model = None,
+    kind: OfKind = None,
+    organization: Organization = None,
+    project: Project = None,
+    label: Labels = None,
+    json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
     """Sum up the ledger: tokens, US dollars, and requests whose price is unknown or usage estimated."""
     loaded = settings()
-    from worker.adapters.database.queries import UsageFilter  # noqa: PLC0415 - slow to import
-
     groups = _groups(by)
-    only = UsageFilter(
-        since=since.replace(tzinfo=UTC) if since else None,
-        until=until.replace(tzinfo=UTC) + timedelta(days=1) if until else None,
+    asked = only(
+        since=since,
+        until=until,
         tenant=tenant,
         model=model,
+        kind=kind,
+        organization=organization,
+        project=project,
+        labels=label,
     )
-    rows = [_flat(row) for row in work(_report(loaded, groups, only))]
+    rows = [_flat(row) for row in work(_report(loaded, groups, asked))]
     columns = [*(group.value for group in groups), *_SUMS]
     if as_csv:
         writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
@@ -76,18 +88,24 @@ def report(
         print_rows(rows, columns, as_json=json)
 
 
-async def _report(loaded: "Settings", groups: Sequence["By"], only: "UsageFilter") -> list["UsageRow"]:
+async def _report(loaded: "Settings", groups: Sequence["Group"], asked: "UsageFilter") -> list["UsageRow"]:
     async with database(loaded) as queries:
-        return await queries.usage(groups, only)
+        return await queries.usage(groups, asked)
 
 
-def _groups(text: str) -> list["By"]:
-    from worker.adapters.database.queries import By  # noqa: PLC0415 - slow to import
+def _groups(text: str) -> list["Group"]:
+    return list(dict.fromkeys(_group(part.strip()) for part in text.split(",")))
 
+
+def _group(name: str) -> "Group":
+    from worker.adapters.database.reports import By, ByLabel
+
+    if name.startswith(_LABEL):
+        return ByLabel(label_key(name.removeprefix(_LABEL), "--by"))
     try:
-        return list(dict.fromkeys(By(part.strip()) for part in text.split(",")))
+        return By(name)
     except ValueError:
-        known = ", ".join(By)
+        known = ", ".join((*By, "label:KEY"))
         raise typer.BadParameter(f"must be some of {known}, comma-separated", param_hint="--by") from None
 
 

@@ -70,10 +70,11 @@ def _name(path: str, document: Mapping[str, Any], error: ErrorDetails) -> str:
 def _dangling(path: str, settings: Settings) -> list[str]:
     """Find references to what is not there."""
     return [
-        f"{path}: tenants.{name}.credentials: there is no [credentials.{tenant.credentials}]"
-        + suggestion(tenant.credentials, settings.credentials)
+        f"{path}: tenants.{name}.credentials: there is no [credentials.{wanted}]"
+        + suggestion(wanted, settings.credentials)
         for name, tenant in settings.tenants.items()
-        if tenant.credentials not in {None, "default", *settings.credentials} and tenant.credentials
+        for wanted in tenant.credentials
+        if wanted not in {"default", *settings.credentials}
     ]
 
 

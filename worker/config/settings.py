@@ -15,7 +15,7 @@ from typing_extensions import override
 from schemas.names import LANES
 from worker.config import forms
 from worker.config.forms import seconds, whole
-from worker.config.tables import CredentialTable, LimitTable, ModelsTable, Prices, TenantTable
+from worker.config.tables import CredentialTable, LimitTable, ModelsTable, Prices, RetentionTable, TenantTable
 
 _DAY: Final = 86_400
 _MOST: Final = 1_000_000_000
@@ -116,6 +116,7 @@ class Settings(Variables):
     credentials: Mapping[str, CredentialTable] = Field(default_factory=dict)
     models: ModelsTable = Field(default_factory=ModelsTable)
     prices: Mapping[str, Prices] = Field(default_factory=dict)
+    retention: RetentionTable = Field(default_factory=RetentionTable)
 
     @classmethod
     @override

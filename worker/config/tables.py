@@ -7,7 +7,8 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from worker.config.forms import Dollars, HeaderId, HttpUrl, Name, Regex, Variable, Weight, whole
+from worker.config.forms import Dollars, HeaderId, HttpUrl, Name, Regex, Variable, Weight, commas, whole
+from worker.domain.usage import Meter
 
 _MOST = 1_000_000_000
 Count = Annotated[int, whole(1, _MOST)]
@@ -30,9 +31,18 @@ class TenantTable(_Table):
 
     weight: Weight = 1.0
     budget_usd_per_month: Dollars | None = None
-    credentials: Name | None = None
+    credentials: Annotated[tuple[Name, ...], BeforeValidator(commas)] = ()
+    """One name, or several whose limits are used together."""
     reply_to_pattern: Regex | None = None
     max_concurrency: Count | None = None
+
+
+class RetentionTable(_Table):
+    """`[retention]`: days after a job's end for which its content is kept; None keeps it for good."""
+
+    requests: Count | None = None
+    results: Count | None = None
+    attempts: Count | None = None
 
 
 class CredentialTable(_Table):
@@ -50,13 +60,26 @@ class ModelsTable(_Table):
     aliases: Mapping[Name, Name] = Field(default_factory=dict)
 
 
-class PriceTable(_Table):
-    """`[prices."<model>"]`: US dollars per million tokens; `valid_to` is the last day."""
+class UnitsTable(_Table):
+    """US dollars per million tokens; in `meters` per million of whatever they count."""
 
     input: Dollars
     cached_input: Dollars
     cache_write: Dollars
     output: Dollars
+    meters: Mapping[Meter, Dollars] = Field(default_factory=dict)
+
+
+class StepTable(UnitsTable):
+    """What the whole request costs once its input exceeds `input_tokens`."""
+
+    input_tokens: Count
+
+
+class PriceTable(UnitsTable):
+    """`[prices."<model>"]`: the prices of a model or a glob of models; `valid_to` is the last day."""
+
+    above: tuple[StepTable, ...] = ()
     service_tier: Name | None = None
     valid_from: date | None = None
     valid_to: date | None = None

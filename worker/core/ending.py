@@ -12,7 +12,8 @@ from worker.core.run import ExpiredError, GaveUpError, JobRun
 from worker.core.worktime import StoppedError
 from worker.domain.answer import Answer
 from worker.domain.events import JobFinished
-from worker.ports import Finish, OwedReply
+from worker.domain.job import Job
+from worker.ports import AlreadyDone, Finish, OwedReply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,25 @@ def finish_of(run: JobRun, end: End, now: datetime) -> Finish:
         reply=OwedReply(key=job.key, reply_id=f"{journal.lease_token:016x}", address=job.address, body=body),
         finished_at=now,
     )
+
+
+def erased_reply(job: Job, done: AlreadyDone, now: datetime) -> OwedReply:
+    """Return the answer to a copy of a finished job whose stored reply is gone: it is not run again."""
+    message = "this job is done, and its stored reply has been erased; it was not run again"
+    body = reply_body(
+        key=job.key,
+        kind=job.kind,
+        status=ReplyStatus.FAILED,
+        answer=None,
+        failure=Failure(code=FailureCode.EXPIRED, message=message),
+        spend=None,
+        attempts=0,
+        received_at=job.received_at,
+        started_at=None,
+        finished_at=now,
+    )
+    # Not a copy of the reply that was erased, so not under its id.
+    return replace(done.reply, body=body, reply_id=f"{done.reply.reply_id}-{now.timestamp():.0f}")
 
 
 def finished_event(run: JobRun, finish: Finish) -> JobFinished:

@@ -1,6 +1,7 @@
 """The attempts of one claimed job: what must be written, and what they have cost."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from worker.core.accounting import estimated, intent_for, measured
@@ -26,10 +27,12 @@ class Journal:
         self.lease_token = lease_token
         self.attempt_no = claimed.attempt_no
         self.spend: Spend = claimed.spend
-        self.account: Account = services.account_of(job.key.tenant)
+        self.account: Account = services.account_of(job.key)
         self._job = job
         self._services = services
         self._pending: AttemptRecord | None = None
+        self._upper_bound: LedgerEntry | None = None
+        self._spend_before: Spend = claimed.spend
 
     async def open_attempt(self, request: Mapping[str, Any], reserve: Usage) -> Intent:
         """Write the intent of the next attempt. Raises LostClaimError."""
@@ -47,7 +50,7 @@ class Journal:
 
     def left(self, intent: Intent) -> None:
         """Note that the request is about to leave: however this ends, it may be at OpenAI and billed."""
-        ledger = estimated(intent, self._services.clock.now())
+        ledger = self._upper_bound = estimated(intent, self._services.clock.now())
         self._pending = self._record(AttemptState.UNKNOWN, ledger, error_code="interrupted")
 
     def answered(self, intent: Intent, answer: Answer, request_id: str | None) -> None:
@@ -75,9 +78,20 @@ class Journal:
     def take(self) -> AttemptRecord | None:
         """Return the outcome that the next commit must contain; from here on it counts as spent."""
         record, self._pending = self._pending, None
+        self._spend_before = self.spend
         if record is not None and record.ledger is not None:
             self.spend = self.spend.plus(record.ledger)
         return record
+
+    def doubt(self, record: AttemptRecord | None) -> None:
+        """Take back an outcome that cannot be written: what is left of it is that money may be spent."""
+        self.spend = self._spend_before
+        if record is None or record.ledger is None:
+            self._pending = record
+        else:
+            self._pending = replace(
+                record, state=AttemptState.UNKNOWN, error_code="not_stored", ledger=self._upper_bound
+            )
 
     async def write(self, checkpoint: bytes | None = None) -> None:
         """Write the last outcome, if it is not written yet. Raises LostClaimError."""

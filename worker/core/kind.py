@@ -1,6 +1,7 @@
 """What a kind of job must provide; one file in this package each."""
 
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,6 +33,9 @@ class Steps(Protocol):
 
     async def checkpoint(self, state: bytes) -> None:
         """Make the last answer durable, with what is needed to go on from it."""
+
+    def working(self) -> AbstractAsyncContextManager[None]:
+        """Count what happens inside as the job's work, which ends when its time is up or it is cancelled."""
 
 
 class KindHandler(Protocol):

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from worker.domain.attempt import Account
 from worker.domain.job import JobKey
+from worker.domain.usage import Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,14 +20,27 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What a tenant gets of a limit that is contended, and how many requests it may have at once."""
+
+    weight: float = 1.0
+    max_concurrency: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """What one request asks of the limits. `tokens` is its upper bound."""
+    """What one request asks of the limits. Tokens are its upper bound, before anything was learned."""
 
     key: JobKey
     account: Account
     model: str
-    tokens: int
+    input_tokens: int
+    output_tokens: int = 0
+    open_ended: bool = False
+    """It sets no maximum for its output; `output_tokens` is a guess."""
     high: bool = False
+    received_at: float = 0.0
+    """When its job first arrived, in seconds since the epoch: who came first goes first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +74,16 @@ class PostponedError(Exception):
 
 
 class Permit(Protocol):
-    """The right to send one request. Exactly one of the two must be called."""
+    """The right to send one request. It ends once, in one of the three last ways."""
 
-    def settle(self, tokens: int) -> None:
-        """Replace the reserved tokens by those really used."""
+    def heard(self, headers: Mapping[str, str]) -> None:
+        """Learn from what a response says of the limits, whatever its status."""
+
+    def answered(self, usage: Usage | None) -> None:
+        """End with an answer; usage None stands for what was reserved. The credentials work."""
+
+    def settle(self, *, used: bool) -> None:
+        """End without an answer: the tokens that were reserved are spent, or not."""
 
     def cancel(self) -> None:
         """Give everything back: nothing was sent."""
@@ -76,13 +96,10 @@ class Limiter(Protocol):
         """Admit at once, or return None when somebody would have to wait. Raises TooLargeError."""
 
     async def admit(self, need: Need, patience: float) -> Permit:
-        """Wait in line, at most `patience` seconds. Raises TooLargeError, PostponedError."""
+        """Wait in line, about `patience` seconds. Raises TooLargeError, PostponedError."""
 
     def close_bucket(self, account: Account, model: str, seconds: float, reason: str) -> None:
-        """Let nobody through for a while."""
+        """Let nobody through for a while, on any worker."""
 
     def close_account(self, account: Account, seconds: float, reason: str) -> None:
-        """Let nobody of these credentials through for a while, then one at a time until one succeeds."""
-
-    def succeeded(self, account: Account) -> None:
-        """Note that these credentials work."""
+        """Let nobody of these credentials through on any worker, but one a minute until one succeeds."""

@@ -7,19 +7,29 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from typing import Final
 
 from schemas.names import X_PARKED, Kind
 from worker.core.accounting import intent_for
-from worker.core.ending import End, end_of_error, end_of_result, finish_of, finished_event, poisoned
+from worker.core.ending import (
+    End,
+    end_of_error,
+    end_of_result,
+    erased_reply,
+    finish_of,
+    finished_event,
+    poisoned,
+)
 from worker.core.intake import Rejection
 from worker.core.journal import Journal, LostClaimError
 from worker.core.kind import KindHandler
 from worker.core.limits import Permit, PostponedError, TooLargeError
 from worker.core.refusal import Refusal
 from worker.core.replies import Replies
-from worker.core.run import JobRun, check_deadline, need_of
+from worker.core.run import JobRun, check_budget, check_deadline, need_of
 from worker.core.services import Services
 from worker.core.worktime import StoppedError
+from worker.domain.attempt import Intent
 from worker.domain.events import Broken, JobRepeated, JobWaits
 from worker.domain.job import Job, JobKey
 from worker.domain.retry import room_seconds
@@ -36,6 +46,15 @@ from worker.ports import (
     Settlement,
     Wait,
 )
+
+_BROKER_PAUSE: Final = 10.0
+"""Seconds before a delivery goes back whose copy the broker did not take."""
+_SUSPICIOUS: Final = 2
+"""How many workers must have died over a job before it runs by itself: one death says nothing about it."""
+_SUSPECT_HEAD_START: Final = 1.0
+"""Seconds that other suspects have to be released before one runs."""
+_SUSPECT_PAUSE: Final = 5.0
+"""Seconds after which a job comes back that may not run beside another suspect."""
 
 
 class Processor:
@@ -59,6 +78,7 @@ class Processor:
         self._refusal = Refusal(publisher, services.clock, services.observer)
         self._new_token = new_token
         self._running: dict[JobKey, JobRun] = {}
+        self._suspect: JobKey | None = None
 
     async def __call__(self, delivery: Delivery) -> Settlement:
         """Take a delivery as far as it can go now. What it leads to is durable before it is settled."""
@@ -80,7 +100,8 @@ class Processor:
                     return Settlement.ACK
         except PublishError:
             # The broker is away or full: what is stored stays stored, and the delivery comes again.
-            await self._services.clock.sleep(1)
+            # Not at once: each time counts towards the queue's delivery limit.
+            await self._services.clock.sleep(_BROKER_PAUSE)
             return Settlement.REQUEUE
 
     def cancel(self, key: JobKey) -> None:
@@ -93,15 +114,21 @@ class Processor:
         services, token = self._services, self._new_token()
         reserve = self._handlers[job.kind].reserve(job.request)
         permit = await self._permit_at_once(job, reserve)
-        account, now = services.account_of(job.key.tenant), services.clock.now()
+        account, now = services.account_of(job.key), services.clock.now()
         intent = intent_for(job.request, reserve, account, services.prices, now) if permit else None
-        result = await services.store.claim(Claim(job=job, lease_token=token, intent=intent, at=now))
-        if isinstance(result, Claimed):
-            admitted = (permit, intent) if permit and intent else None
-            return JobRun(job, result, Journal(job, result, token, services), services, admitted)
-        if permit is not None:
-            permit.cancel()
-        return result
+        admitted = (permit, intent) if permit and intent else None
+        try:
+            result = await services.store.claim(Claim(job=job, lease_token=token, intent=intent, at=now))
+        except BaseException:
+            _give_back(admitted)
+            raise
+        if not isinstance(result, Claimed):
+            _give_back(admitted)
+            return result
+        if result.cancel_requested or result.over_budget:  # then the intent was not written
+            _give_back(admitted)
+            admitted = None
+        return JobRun(job, result, Journal(job, result, token, services), services, admitted)
 
     async def _permit_at_once(self, job: Job, reserve: Usage) -> Permit | None:
         deadline = job.options.deadline
@@ -127,16 +154,21 @@ class Processor:
             return Settlement.REQUEUE
         finally:
             self._running.pop(run.job.key, None)
+            if self._suspect == run.job.key:
+                self._suspect = None
 
     async def _work(self, run: JobRun) -> End:
         """Run the job to its end. Raises what postpones it or takes it away."""
         claimed = run.claimed
         if claimed.takeovers > self._services.policy.max_takeovers:
             return poisoned(claimed.takeovers)
+        if claimed.takeovers >= _SUSPICIOUS:
+            await self._isolate(run.job.key)
         try:
             if claimed.cancel_requested:
                 raise StoppedError  # noqa: TRY301 (one place turns errors into ends)
             check_deadline(run.job, self._services)
+            check_budget(claimed)
             return end_of_result(await self._handlers[run.job.kind].run(run.job, run, claimed.checkpoint))
         except (PostponedError, LostClaimError):
             raise
@@ -146,11 +178,33 @@ class Processor:
                 self._services.observer(Broken(key=run.job.key, where="job", error=error))
             return end
 
-    async def _finish(self, delivery: Delivery, run: JobRun, end: End) -> Settlement:
-        """Commit 2, then the reply; should that fail, the database still owes it."""
+    async def _isolate(self, key: JobKey) -> None:
+        """Let one suspect at a time run: if it is to blame, it takes no other along."""
+        if self._suspect not in {None, key}:
+            raise PostponedError(_SUSPECT_PAUSE, "runs by itself, since its worker died")
+        self._suspect = key
+        # The others are released first: a claim that it took along would count against its job.
+        await self._services.clock.sleep(_SUSPECT_HEAD_START)
+
+    async def _finish(
+        self, delivery: Delivery, run: JobRun, end: End, *, refused: bool = False
+    ) -> Settlement:
+        """Commit 2, then the reply; should that fail, the database still owes it.
+
+        An outcome that the database refuses becomes a failure.
+        """
         run.forgo()
         finish = finish_of(run, end, self._services.clock.now())
-        if not await self._services.store.finish(finish):
+        try:
+            kept = await self._services.store.finish(finish)
+        except Exception as error:
+            if refused:
+                raise
+            # Else the job would stay ours, neither done nor anybody else's.
+            self._services.observer(Broken(key=run.job.key, where="finish", error=error))
+            run.journal.doubt(finish.record)
+            return await self._finish(delivery, run, end_of_error(error), refused=True)
+        if not kept:
             raise LostClaimError
         self._services.observer(finished_event(run, finish))
         if end.poison and end.failure:
@@ -163,7 +217,8 @@ class Processor:
         self._services.observer(JobRepeated(key=job.key, what="done"))
         own_copy = delivery.redelivered or X_PARKED in delivery.headers
         if not (own_copy and done.sent and done.reply.address == job.address):
-            await self._replies.deliver(replace(done.reply, address=job.address))
+            reply = erased_reply(job, done, self._services.clock.now()) if done.erased else done.reply
+            await self._replies.deliver(replace(reply, address=job.address))
         return Settlement.ACK
 
     async def _postpone(self, delivery: Delivery, run: JobRun, postponed: PostponedError) -> Settlement:
@@ -191,6 +246,7 @@ class Processor:
                 until=now + timedelta(seconds=seconds),
                 reason=reason,
                 step_attempts=run.step_attempts,
+                worked_seconds=run.work.worked,
                 at=now,
             )
         )
@@ -199,3 +255,8 @@ class Processor:
         """Leave a copy in a waiting room. A crash before the ack makes two copies of one claimable job."""
         await self._publisher.park(delivery, room_seconds(seconds))
         return Settlement.ACK
+
+
+def _give_back(admitted: tuple[Permit, Intent] | None) -> None:
+    if admitted is not None:
+        admitted[0].cancel()

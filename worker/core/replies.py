@@ -19,6 +19,9 @@ from worker.ports import Clock, Observer, Outbox, OwedReply, Publisher, PublishE
 SWEEP_SECONDS = 5.0
 """How often replies are looked for that nobody has delivered in time."""
 _SWEEP_SIZE = 100
+LARGEST_ANSWER = 15 * 2**20
+"""Bytes; RabbitMQ 4 carries messages up to 16 MiB, and the reply must hold the answer."""
+_LARGEST_REPLY = LARGEST_ANSWER + 2**19
 
 
 def reply_body(  # noqa: PLR0913 (the fields of one message)
@@ -51,7 +54,11 @@ def reply_body(  # noqa: PLR0913 (the fields of one message)
         "started_at": started_at,
         "finished_at": finished_at,
     }
-    return orjson.dumps(reply, option=orjson.OPT_UTC_Z)
+    body = orjson.dumps(reply, option=orjson.OPT_UTC_Z)
+    if len(body) > _LARGEST_REPLY:
+        # The text stands in the result too.
+        body = orjson.dumps(reply | {"output_text": None}, option=orjson.OPT_UTC_Z)
+    return body
 
 
 def _usage(spend: Spend) -> Mapping[str, Any]:

@@ -1,12 +1,14 @@
 """One claimed job at work: each step is admitted, written down, sent, judged and perhaps tried again."""
 
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import Any
 
 import orjson
 from typing_extensions import override
 
-from schemas.failure import Failure
+from schemas.failure import Failure, FailureCode
 from worker.core.journal import Journal
 from worker.core.kind import Steps
 from worker.core.limits import Need, Permit, PostponedError
@@ -14,10 +16,12 @@ from worker.core.services import Services
 from worker.core.worktime import WorkTime
 from worker.domain.answer import Answer, GarbledAnswerError, read_answer
 from worker.domain.attempt import Intent
+from worker.domain.budget import OverBudget, OverBudgetError
 from worker.domain.events import CredentialsClosed
 from worker.domain.job import Job
 from worker.domain.outcome import Answered, Lost, Outcome, Refused
 from worker.domain.retry import backoff_seconds
+from worker.domain.tokens import has_maximum
 from worker.domain.usage import Usage
 from worker.domain.verdict import Closes, Verdict, judge_garbled, judge_lost, judge_refused
 from worker.ports import Call, Claimed
@@ -50,7 +54,8 @@ class JobRun(Steps):
         self.claimed = claimed
         self.journal = journal
         self.step_attempts = claimed.step_attempts
-        self.work = WorkTime(job.options.timeout_seconds or services.policy.job_timeout)
+        allowed = job.options.timeout_seconds or services.policy.job_timeout
+        self.work = WorkTime(allowed - claimed.worked_seconds, worked=claimed.worked_seconds)
         self.received_at = claimed.received_at or job.received_at
         self.started_at = claimed.started_at or (admitted[1].started_at if admitted else None)
         self._services = services
@@ -65,10 +70,12 @@ class JobRun(Steps):
             try:
                 outcome = await self._exchange(body, intent)
             except BaseException:
-                permit.settle(reserve.total_tokens)
+                permit.settle(used=True)
                 raise
             judged = self._judge(outcome)
-            self._settle(permit, outcome, judged, reserve)
+            # Before its permit ends: that lets the next one go.
+            self._close(judged)
+            _settle(permit, outcome, judged)
             if isinstance(judged, Answer):
                 request_id = outcome.request_id if isinstance(outcome, Answered) else None
                 self.journal.answered(intent, judged, request_id)
@@ -80,6 +87,10 @@ class JobRun(Steps):
     @override
     async def checkpoint(self, state: bytes) -> None:
         await self.journal.write(state)
+
+    @override
+    def working(self) -> AbstractAsyncContextManager[None]:
+        return self.work.spending()
 
     def forgo(self) -> None:
         """Give the first permit back unused: the job ends or stops before its request."""
@@ -95,11 +106,14 @@ class JobRun(Steps):
             return admitted
         self.work.check()
         check_deadline(self.job, self._services)
-        need = need_of(self.job, request, reserve, self._services)
+        need = need_of(self.job, request, reserve, self._services, self.received_at)
         permit = await self._services.limiter.admit(need, self._services.policy.patience)
         try:
             check_deadline(self.job, self._services)
             intent = await self.journal.open_attempt(request, reserve)
+        except OverBudgetError as error:
+            permit.cancel()
+            raise _over_budget(error.over) from error
         except BaseException:
             permit.cancel()
             raise
@@ -128,22 +142,12 @@ class JobRun(Steps):
             case Lost():
                 return judge_lost(outcome)
 
-    def _settle(self, permit: Permit, outcome: Outcome, judged: Answer | Verdict, reserve: Usage) -> None:
-        if isinstance(judged, Answer):
-            permit.settle((judged.usage or reserve).total_tokens)
-            self._services.limiter.succeeded(self.journal.account)
-        elif isinstance(outcome, Lost) and not outcome.sent:
-            permit.cancel()
-        else:
-            permit.settle(reserve.total_tokens if judged.maybe_billed else 0)
-
     async def _before_next_try(self, verdict: Verdict) -> None:
         """Write the failure down, then wait, or raise what ends or postpones the job."""
         policy = self._services.policy
-        self.step_attempts += 1
-        pause = backoff_seconds(self.step_attempts, verdict.retry_after, self._services.random)
-        if verdict.closes is not Closes.NOTHING:
-            self._close(verdict, pause)
+        # Credentials that nobody can use are no fault of the job: it waits for as long as they are closed.
+        self.step_attempts += verdict.closes is not Closes.CREDENTIALS
+        pause = backoff_seconds(max(1, self.step_attempts), verdict.retry_after, self._services.random)
         limit = self.job.options.max_attempts or policy.max_attempts
         if not verdict.retry or self.step_attempts >= limit or self.work.left <= 0:
             raise GaveUpError(verdict.failure)
@@ -154,8 +158,11 @@ class JobRun(Steps):
             raise PostponedError(pause, f"retry after {verdict.failure.code}")
         await self._services.clock.sleep(pause)
 
-    def _close(self, verdict: Verdict, pause: float) -> None:
-        """Close what the refusal closes, for every job that shares it."""
+    def _close(self, verdict: Answer | Verdict) -> None:
+        """Close what a refusal closes, for every job that shares it."""
+        if isinstance(verdict, Answer) or verdict.closes is Closes.NOTHING:
+            return
+        pause = backoff_seconds(self.step_attempts + 1, verdict.retry_after, self._services.random)
         account, services = self.journal.account, self._services
         reason = verdict.failure.openai_code or verdict.failure.code.value
         if verdict.closes is Closes.BUCKET:
@@ -165,15 +172,48 @@ class JobRun(Steps):
             services.observer(CredentialsClosed(account=account.name, reason=reason))
 
 
-def need_of(job: Job, request: Mapping[str, Any], reserve: Usage, services: Services) -> Need:
+def _settle(permit: Permit, outcome: Outcome, judged: Answer | Verdict) -> None:
+    """Tell the limits what became of a request."""
+    if not isinstance(outcome, Lost):
+        permit.heard(outcome.headers)
+    if isinstance(judged, Answer):
+        permit.answered(judged.usage)
+    elif isinstance(outcome, Lost) and not outcome.sent:
+        permit.cancel()
+    else:
+        permit.settle(used=judged.maybe_billed)
+
+
+def need_of(
+    job: Job,
+    request: Mapping[str, Any],
+    reserve: Usage,
+    services: Services,
+    received_at: datetime | None = None,
+) -> Need:
     """Return what a request of this job asks of the limits."""
     return Need(
         key=job.key,
-        account=services.account_of(job.key.tenant),
+        account=services.account_of(job.key),
         model=str(request["model"]),
-        tokens=reserve.total_tokens,
+        input_tokens=reserve.input_tokens,
+        output_tokens=reserve.output_tokens,
+        open_ended=reserve.output_tokens > 0 and not has_maximum(request),
         high=job.high,
+        received_at=(received_at or job.received_at).timestamp(),
     )
+
+
+def check_budget(claimed: Claimed) -> None:
+    """Raise what a request without money for it leads to: PostponedError or GaveUpError."""
+    if claimed.over_budget is not None:
+        raise _over_budget(claimed.over_budget)
+
+
+def _over_budget(over: OverBudget) -> PostponedError | GaveUpError:
+    if over.wait_seconds is not None:
+        return PostponedError(over.wait_seconds, over.reason)
+    return GaveUpError(Failure(code=FailureCode.BUDGET_EXCEEDED, message=over.reason))
 
 
 def check_deadline(job: Job, services: Services) -> None:

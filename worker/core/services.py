@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from worker.core.limits import Limiter
 from worker.domain.attempt import Account
+from worker.domain.job import JobKey
 from worker.ports import Clock, JobStore, Observer, OpenAI, PriceBook
 
 
@@ -31,6 +32,6 @@ class Services:
     clock: Clock
     observer: Observer
     random: Callable[[], float]
-    account_of: Callable[[str], Account]
-    """Whose credentials a tenant uses."""
+    account_of: Callable[[JobKey], Account]
+    """Whose credentials a job uses: always the same, so that each attempt is booked where it was spent."""
     policy: Policy

@@ -63,7 +63,8 @@ class ToolHandler(CompletionHandler):
         while True:
             if calls:
                 seconds = job.options.tool_timeout_seconds
-                messages += await self._dispatcher.run(calls, allowed=ours, seconds=seconds)
+                async with steps.working():
+                    messages += await self._dispatcher.run(calls, allowed=ours, seconds=seconds)
             request = _next_request(job.request, messages)
             answer = await steps.call(request, self.reserve(request))
             rounds, calls = rounds + 1, answer.tool_calls

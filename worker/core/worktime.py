@@ -15,8 +15,10 @@ class WorkTime:
     Waiting for limits, for the database and between attempts is not work.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, worked: float = 0) -> None:
         self.left = seconds
+        self.worked = worked
+        """Seconds spent so far, under earlier claims too."""
         self._stopped = False
         self._scope: asyncio.Timeout | None = None
 
@@ -45,4 +47,6 @@ class WorkTime:
             raise
         finally:
             self._scope = None
-            self.left -= loop.time() - began
+            spent = loop.time() - began
+            self.left -= spent
+            self.worked += spent

@@ -67,6 +67,15 @@ def read_answer(kind: Kind, body: bytes) -> Answer:
     )
 
 
+def read_usage(kind: Kind, data: Mapping[str, Any]) -> Usage | None:
+    """Read the usage of a decoded answer, or of anything that carries usage under the same names.
+
+    A batch names its counts as Responses do.
+    """
+    _, names = _SHAPES.get(Kind.ASSISTANT if kind is Kind.BATCH else kind, _CHAT)
+    return _usage(data, names)
+
+
 # ---------------------------------------------------------------- what was said
 
 
@@ -182,7 +191,13 @@ def _counts(data: _Object, names: _Names) -> Usage:
     inputs = _part(usage, f"{names.input}_details")
     outputs = _part(usage, f"{names.output}_details")
     tools = _part(data, "tool_usage")
-    searches = sum(item.get("type") == "file_search_call" for item in _objects(data.get("output")))
+    output = data.get("output")
+    searches = sum(item.get("type") == "file_search_call" for item in _objects(output))
+    containers = {
+        str(item.get("container_id"))
+        for item in _objects(output)
+        if item.get("type") == "code_interpreter_call"
+    }
     meters = (
         _meters(inputs, _INPUT_METERS)
         | _meters(_part(inputs, "cache_write_tokens_details"), _WRITE_METERS)
@@ -190,6 +205,7 @@ def _counts(data: _Object, names: _Names) -> Usage:
         | _meters(_part(tools, "web_search"), _SEARCH_METERS)
         | _meters(_part(tools, "image_gen"), _DRAWING_METERS)
         | ({Meter.FILE_SEARCH.value: searches} if searches else {})
+        | ({Meter.CODE_INTERPRETER.value: len(containers)} if containers else {})
     )
     return Usage(
         input_tokens=_required(usage, names.input),

@@ -94,6 +94,17 @@ class CredentialsClosed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetSeen:
+    """How a tenant's month stands, in 10⁻⁹ US dollars. `warn`: for the first time near or past its end."""
+
+    tenant: str
+    month: str
+    budget_nano_usd: int
+    spent_nano_usd: int
+    warn: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Broken:
     """An error in the program itself; the job is handed back."""
 
@@ -111,5 +122,6 @@ Event: TypeAlias = (
     | ReplySettled
     | ServerTrouble
     | CredentialsClosed
+    | BudgetSeen
     | Broken
 )

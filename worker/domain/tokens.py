@@ -18,6 +18,7 @@ from worker.domain.usage import Usage
 DEFAULT_OUTPUT_TOKENS: Final = 1024
 """Reserved for the answer where the request sets no maximum."""
 
+_MAXIMA: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _PER_REQUEST: Final = 8
 _PER_MESSAGE: Final = 4
 _PER_PART: Final = 2
@@ -58,6 +59,11 @@ def embedding_usage(request: Mapping[str, Any]) -> Usage:
     if isinstance(source, str):
         return Usage(input_tokens=text_tokens(source))
     return Usage(input_tokens=_embedded(source) if isinstance(source, list) else 0)
+
+
+def has_maximum(request: Mapping[str, Any]) -> bool:
+    """Whether a request bounds its own output."""
+    return any(_count(request.get(name)) for name in _MAXIMA)
 
 
 def text_tokens(text: str) -> int:

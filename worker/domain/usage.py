@@ -24,6 +24,8 @@ class Meter(StrEnum):
     """Part of the output, priced as such, though the answer does not show them."""
     WEB_SEARCH = "web_search_requests"
     FILE_SEARCH = "file_search_calls"
+    CODE_INTERPRETER = "code_interpreter_sessions"
+    """Containers that an answer used, each counted by every answer that used it: an upper bound."""
     IMAGE_GENERATION_INPUT = "image_generation_input_tokens"
     """Spent by a hosted tool, on a model of its own."""
     IMAGE_GENERATION_OUTPUT = "image_generation_output_tokens"

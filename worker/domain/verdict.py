@@ -21,6 +21,7 @@ _QUOTA_CODES: Final = frozenset(
         "spend_limit_exceeded",
     }
 )
+_ONE_MODEL_CODES: Final = frozenset({"model_not_found", "model_not_available"})
 
 
 class Closes(Enum):
@@ -71,8 +72,7 @@ def judge_refused(refused: Refused, now: datetime) -> Verdict:
 
 _RULES: Final = {
     401: (FailureCode.REJECTED, True, Closes.CREDENTIALS),
-    # Forbidden can also mean one model or one country; the account stays open for the others.
-    403: (FailureCode.REJECTED, True, Closes.BUCKET),
+    403: (FailureCode.REJECTED, True, Closes.CREDENTIALS),
     408: (FailureCode.UNAVAILABLE, True, Closes.NOTHING),
     409: (FailureCode.UNAVAILABLE, True, Closes.NOTHING),
     413: (FailureCode.TOO_LARGE, False, Closes.NOTHING),
@@ -87,12 +87,18 @@ def _classify(refused: Refused) -> tuple[FailureCode, bool, Closes]:
     status = refused.http_status
     if status == HTTPStatus.TOO_MANY_REQUESTS and _QUOTA_CODES & {refused.code, refused.kind}:
         return FailureCode.QUOTA_EXHAUSTED, True, Closes.CREDENTIALS
+    if status == HTTPStatus.FORBIDDEN and refused.code in _ONE_MODEL_CODES:
+        return _CLIENT_ERROR  # a job that names a model it may not use must not close anything for others
     otherwise = _SERVER_ERROR if status >= HTTPStatus.INTERNAL_SERVER_ERROR else _CLIENT_ERROR
     return _RULES.get(status, otherwise)
 
 
 def judge_lost(lost: Lost) -> Verdict:
     """Judge a request without an answer. Once sent it may be billed, answered or not."""
+    if lost.too_large:
+        # It came, and would come again: asking once more only pays twice.
+        failure = Failure(code=FailureCode.TOO_LARGE, message=lost.message)
+        return Verdict(state=AttemptState.UNKNOWN, failure=failure, retry=False, maybe_billed=True)
     return Verdict(
         state=AttemptState.UNKNOWN if lost.sent else AttemptState.FAILED,
         failure=Failure(

@@ -1,6 +1,7 @@
 """Between the commits: further intents, and outcomes that do not end the job."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from typing_extensions import override
 
@@ -9,14 +10,15 @@ from worker.adapters.database.ledger import correction_row, ledger_row
 from worker.adapters.database.tables import usage_ledger
 from worker.adapters.database.work import LockedJob, Operation, Past, Writes
 from worker.domain.attempt import AttemptRecord, AttemptState, Entry
+from worker.domain.budget import OverBudget
 from worker.domain.claims import JobStatus
 from worker.domain.job import JobKey
 from worker.ports import NextAttempt, Progress
 
 
 @dataclass(frozen=True, slots=True)
-class BeginAttempt(Operation[bool]):
-    """Writes the intent of a further attempt."""
+class BeginAttempt(Operation[bool | OverBudget]):
+    """Writes the intent of a further attempt, unless there is no money for it."""
 
     attempt: NextAttempt
     owner: str
@@ -26,11 +28,19 @@ class BeginAttempt(Operation[bool]):
     def key(self) -> JobKey:
         return self.attempt.key
 
+    @property
     @override
-    def apply(self, job: LockedJob | None, past: Past | None, writes: Writes) -> bool:
+    def moments(self) -> tuple[datetime, ...]:
+        return (self.attempt.intent.started_at,)
+
+    @override
+    def apply(self, job: LockedJob | None, past: Past | None, writes: Writes) -> bool | OverBudget:
         attempt = self.attempt
         if job is None or not holds(job, attempt.lease_token):
             return False
+        over = writes.budgets.hold(attempt.key, attempt.attempt_no, attempt.intent, self.owner)
+        if over is not None:
+            return over
         insert_attempt(
             writes,
             attempt.key,
@@ -59,6 +69,11 @@ class RecordProgress(Operation[bool]):
     def key(self) -> JobKey:
         return self.progress.record.key
 
+    @property
+    @override
+    def moments(self) -> tuple[datetime, ...]:
+        return moments_of(self.progress.record)
+
     @override
     def needs_past(self, job: LockedJob) -> bool:
         return not holds(job, self.progress.lease_token)
@@ -74,6 +89,11 @@ class RecordProgress(Operation[bool]):
             writes.save_checkpoint(self.key, progress.checkpoint)
             writes.update_job(self.key, step_attempts=0)
         return True
+
+
+def moments_of(record: AttemptRecord | None) -> tuple[datetime, ...]:
+    """Return when an outcome spends money."""
+    return (record.ledger.occurred_at,) if record and record.ledger else ()
 
 
 def holds(job: LockedJob, lease_token: int) -> bool:

@@ -1,15 +1,17 @@
 """Runs a batch of operations in one transaction, with few statements however many there are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.adapters.database.budgets import NOBODY, BudgetBook, Month
 from worker.adapters.database.history import load_past
 from worker.adapters.database.sql import KEYS, keys_value
 from worker.adapters.database.statements import Statements
 from worker.adapters.database.tables import jobs
 from worker.adapters.database.work import LockedJob, Operation, Step, Writes
+from worker.domain.budget import month_of
 from worker.domain.job import JobKey
 
 Work: TypeAlias = Operation[Any] | Step[Any]
@@ -20,11 +22,13 @@ class Batch:
 
     The order keeps transactions from waiting for each other in a circle: new rows
     in the order of their keys, then locks on known rows in the order of their keys,
-    then writes that cannot wait, then steps, which skip what others hold.
+    then locks on the months of tenants with a budget, likewise, then writes that
+    cannot wait, then steps, which skip what others hold.
     """
 
-    def __init__(self, statements: Statements) -> None:
+    def __init__(self, statements: Statements, budgets: Mapping[str, int] = NOBODY) -> None:
         self._statements = statements
+        self._budgets = budgets
 
     async def run(self, connection: AsyncConnection, work: Sequence[Work]) -> list[Any]:
         """Return the results in the order of the work."""
@@ -46,13 +50,23 @@ class Batch:
             if (job := locked.get(operation.key)) is not None and operation.needs_past(job)
         ]
         past = await load_past(connection, self._statements, needed)
-        writes = Writes()
+        writes = Writes(await self._budget_book(connection, operations))
         results = {
             (key := operation.key): operation.apply(locked.get(key), past.get(key), writes)
             for operation in operations
         }
         await writes.flush(connection, self._statements)
         return results
+
+    async def _budget_book(
+        self, connection: AsyncConnection, operations: Sequence[Operation[Any]]
+    ) -> BudgetBook:
+        book = BudgetBook(self._budgets)
+        mine = [operation for operation in operations if book.concerns(operation.key.tenant)]
+        if mine:
+            months = {Month(one.key.tenant, month_of(at)) for one in mine for at in one.moments}
+            await book.load(connection, months, [one.key for one in mine])
+        return book
 
     async def _insert_new(self, connection: AsyncConnection, operations: Sequence[Operation[Any]]) -> None:
         rows = [row for operation in operations if (row := operation.new_row()) is not None]

@@ -1,15 +1,16 @@
 """Commit 1: the claim of a job, together with the intent of its first request."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from typing_extensions import override
 
-from worker.adapters.database.errors import DatabaseRefusedError, OvertakenError
+from worker.adapters.database.errors import OvertakenError
 from worker.adapters.database.ledger import Row, estimate, ledger_row, spend_of, usage_document
 from worker.adapters.database.tables import attempts, requests, usage_ledger
 from worker.adapters.database.work import LockedJob, OpenAttempt, Operation, Past, Writes
 from worker.domain.attempt import AttemptRecord, AttemptState, Intent, LedgerEntry
+from worker.domain.budget import OverBudget
 from worker.domain.claims import JobStatus, Postpone, Refuse, Standing, Take, decide
 from worker.domain.job import Job, JobKey, ReplyAddress
 from worker.domain.spend import Spend
@@ -27,6 +28,12 @@ class ClaimJob(Operation[ClaimResult]):
     @override
     def key(self) -> JobKey:
         return self.claim.job.key
+
+    @property
+    @override
+    def moments(self) -> tuple[datetime, ...]:
+        intent = self.claim.intent
+        return (self.claim.at, intent.started_at) if intent else (self.claim.at,)
 
     @override
     def new_row(self) -> Row:
@@ -67,7 +74,11 @@ class ClaimJob(Operation[ClaimResult]):
             case Postpone():
                 return NotNow(until=decision.until, held=decision.held)
             case Refuse.DONE:
-                return AlreadyDone(reply=_stored_reply(job, past), sent=job.reply_status == "sent")
+                return AlreadyDone(
+                    reply=_stored_reply(job, past),
+                    sent=job.reply_status == "sent",
+                    erased=past.result is None,
+                )
             case Refuse.CONFLICT:
                 return Conflicting()
 
@@ -84,18 +95,34 @@ class ClaimJob(Operation[ClaimResult]):
     def _first(self, writes: Writes) -> Claimed:
         claim = self.claim
         insert_request(writes, claim.job)
-        if claim.intent is not None:
+        over = self._hold(1, writes)
+        if over is not None:
+            writes.update_job(self.key, attempts=0, step_attempts=0)
+        elif claim.intent is not None:
             insert_attempt(writes, self.key, 1, claim.intent, owner=self.owner, lease_token=claim.lease_token)
         return Claimed(
-            attempt_no=int(claim.intent is not None),
+            attempt_no=int(claim.intent is not None and over is None),
             received_at=claim.job.received_at,
             started_at=claim.at,
+            over_budget=over,
         )
+
+    def _hold(self, attempt_no: int, writes: Writes) -> OverBudget | None:
+        intent = self.claim.intent
+        return writes.budgets.hold(self.key, attempt_no, intent, self.owner) if intent else None
 
     def _take(self, take: Take, job: LockedJob, past: Past, writes: Writes) -> Claimed:
         spend = past.spend
         takeovers = job.takeovers
-        if not take.again:
+        over = None
+        if take.again:
+            if self.claim.intent is not None and not (take.intent or take.cancel_requested):
+                # Written before, without its intent: there was no money for it.
+                over = OverBudget("budget: asked for again", 1.0)
+        else:
+            over = self._hold(take.attempt_no, writes) if take.intent else None
+            if over is not None:
+                take = replace(take, intent=False, attempt_no=take.attempt_no - 1)
             spend = settle_unknown(writes, job, past, self.claim.at)
             takeovers += int(take.takeover)
             self._write(take, job, past, takeovers, writes)
@@ -105,9 +132,11 @@ class ClaimJob(Operation[ClaimResult]):
             spend=spend,
             checkpoint=past.checkpoint,
             takeovers=takeovers,
+            worked_seconds=past.worked_seconds,
             cancel_requested=take.cancel_requested,
             received_at=_received(job, past, self.claim.job),
             started_at=past.started_at or self.claim.at,
+            over_budget=over,
         )
 
     def _write(self, take: Take, job: LockedJob, past: Past, takeovers: int, writes: Writes) -> None:
@@ -233,13 +262,11 @@ def _received(job: LockedJob, past: Past, claimed: Job) -> datetime:
 
 
 def _stored_reply(job: LockedJob, past: Past) -> OwedReply:
-    if past.result is None or job.reply_id is None:
-        raise DatabaseRefusedError("the stored reply has been erased")
     key = JobKey(job.tenant, job.job_id)
     return OwedReply(
         key=key,
-        reply_id=job.reply_id,
+        reply_id=job.reply_id or "",
         address=ReplyAddress(queue=past.reply_to, correlation_id=past.correlation_id or key.job_id),
-        body=past.result,
+        body=past.result or b"",
         tries=job.reply_tries,
     )

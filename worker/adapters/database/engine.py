@@ -15,6 +15,7 @@ from worker.adapters.database.errors import DatabaseUrlError
 _BUSY_SECONDS: Final = 30
 _CONNECT_SECONDS: Final = 10
 _READ_ONLY: Final = "read_only"
+_PARAMETERS: Final = {"host", "port", "ssl", "sslmode"}
 
 
 class Use(Enum):
@@ -75,12 +76,16 @@ def _target(url: str) -> URL:
             raise DatabaseUrlError("names no file; expected sqlite:///FILE")
         return target.set(drivername="sqlite+aiosqlite")
     if backend in {"postgresql", "postgres"}:
-        return _with_ssl(target).set(drivername="postgresql+asyncpg")
+        return _with_known_parameters(target).set(drivername="postgresql+asyncpg")
     raise DatabaseUrlError("names no supported database; expected sqlite:///FILE or postgresql://HOST/NAME")
 
 
-def _with_ssl(target: URL) -> URL:
-    """Accept libpq's `sslmode`, which asyncpg calls `ssl`."""
+def _with_known_parameters(target: URL) -> URL:
+    """Accept libpq's `sslmode`, which asyncpg calls `ssl`, and a `host`, which may be a socket's folder."""
+    if unknown := set(target.query) - _PARAMETERS:
+        raise DatabaseUrlError(
+            f"has the unknown parameter {min(unknown)!r}; accepted are {', '.join(sorted(_PARAMETERS))}"
+        )
     mode = target.query.get("sslmode")
     if mode is None:
         return target

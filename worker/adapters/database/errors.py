@@ -6,6 +6,7 @@ from enum import Enum, auto
 from typing import Final
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from typing_extensions import override
 
 
 class DatabaseUrlError(ValueError):
@@ -27,9 +28,17 @@ class DatabaseRefusedError(Exception):
 class DatabaseClosedError(Exception):
     """The database was closed before this could be written."""
 
+    @override
+    def __str__(self) -> str:
+        return "the database was closed before this could be written"
+
 
 class OvertakenError(Exception):
     """Rows changed between two statements; the transaction has to be run again."""
+
+
+class NotConnectedError(Exception):
+    """There is no connection, whatever the reason; the work for it cannot be at fault."""
 
 
 class Trouble(Enum):
@@ -69,7 +78,7 @@ def trouble(error: BaseException) -> Trouble:
     """Classify an error that a transaction, or an attempt to connect, ended with."""
     if isinstance(error, OvertakenError):
         return Trouble.AGAIN
-    if isinstance(error, OSError | TimeoutError | CancelledError) or _lost(error):
+    if isinstance(error, NotConnectedError | OSError | TimeoutError | CancelledError) or _lost(error):
         return Trouble.AWAY
     state = _sqlstate(error)
     if state is not None:

@@ -1,12 +1,12 @@
 """Commit 2: outcome, ledger row, result, state and owed reply of a job, together."""
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from typing_extensions import override
 
-from worker.adapters.database.attempt import holds, record_late, record_on_time
+from worker.adapters.database.attempt import holds, moments_of, record_late, record_on_time
 from worker.adapters.database.tables import results
 from worker.adapters.database.work import LockedJob, Operation, Past, Writes
 from worker.domain.claims import JobStatus
@@ -27,6 +27,11 @@ class FinishJob(Operation[bool]):
     @override
     def key(self) -> JobKey:
         return self.finish.key
+
+    @property
+    @override
+    def moments(self) -> tuple[datetime, ...]:
+        return moments_of(self.finish.record)
 
     @override
     def needs_past(self, job: LockedJob) -> bool:

@@ -38,6 +38,7 @@ def _past(row: Any) -> Past:
         received_at=row.received_at,
         started_at=row.started_at,
         next_attempt_at=row.next_attempt_at,
+        worked_seconds=row.worked_ms / 1000,
         reply_to=row.reply_to,
         correlation_id=row.correlation_id,
         owner_alive_until=row.alive_until,

@@ -69,7 +69,8 @@ def correction_row(key: JobKey, kind: str | None, booked: Booked, record: Attemp
         **_content(new or old, _difference(new.usage if new else Usage(), old.usage)),
         "entry": Entry.CORRECTION.value,
         "cost_nano_usd": None if unpriced and old.cost_nano_usd is None else new_cost - old_cost,
-        "occurred_at": record.finished_at,
+        # It belongs to the period of what it corrects; `booked_at` says when it came.
+        "occurred_at": old.occurred_at,
         "requests": 0,
         "unpriced_requests": int(unpriced) - int(old.cost_nano_usd is None),
         "estimated_requests": int(estimated) - 1,

@@ -1,7 +1,7 @@
 """Opens the database: for a worker, for its readers, for requests to cancel."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
@@ -10,10 +10,13 @@ from uuid import uuid4
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.adapters.database.batch import Batch
+from worker.adapters.database.budgets import NOBODY
 from worker.adapters.database.engine import Use, exists, open_engine, place
 from worker.adapters.database.errors import DatabaseSchemaError
 from worker.adapters.database.lease import DatabaseClock, Worker, WorkerLease
+from worker.adapters.database.limits import LimitControl
 from worker.adapters.database.queries import Queries
+from worker.adapters.database.quota import SqlQuotaStore
 from worker.adapters.database.reach import current_revision, reach
 from worker.adapters.database.statements import Statements
 from worker.adapters.database.store import Cancels, SqlJobStore, SqlOutbox
@@ -31,6 +34,7 @@ class Database:
 
     store: SqlJobStore
     outbox: SqlOutbox
+    quota: SqlQuotaStore
     cancels: Cancels
     queries: Queries
     clock: DatabaseClock
@@ -51,22 +55,27 @@ async def open_database(
     lease_seconds: float,
     worker_id: str | None = None,
     startup_timeout: float = 30.0,
+    budgets: Mapping[str, int] = NOBODY,
 ) -> AsyncIterator[Database]:
     """Open for a worker: registered, and kept alive until the end.
+
+    `budgets` are 10⁻⁹ US dollars a month, by tenant.
 
     Raises DatabaseUrlError, DatabaseUnreachableError and DatabaseSchemaError.
     """
     async with (
         open_queries(url, startup_timeout=startup_timeout) as queries,
-        _writer(url, observer) as writer,
+        _writer(url, observer, budgets) as writer,
     ):
         clock = DatabaseClock()
         worker = Worker(worker_id=worker_id or uuid4().hex, started_at=clock.now())
         lease = WorkerLease(writer, worker, clock, seconds=lease_seconds, observer=observer)
-        async with _kept(lease):
+        quota = SqlQuotaStore(writer, lease.worker_id, queries.dialect)
+        async with _kept(lease), _left(quota):
             yield Database(
                 store=SqlJobStore(writer, lease.worker_id),
                 outbox=SqlOutbox(writer, clock),
+                quota=quota,
                 cancels=Cancels(writer, clock),
                 queries=queries,
                 clock=clock,
@@ -78,12 +87,19 @@ async def open_database(
 @asynccontextmanager
 async def open_queries(url: str, *, startup_timeout: float = 30.0) -> AsyncIterator[Queries]:
     """Open for reading. Raises as `open_database`."""
-    async with _engine(url, Use.READ) as engine:
+    async with opened(url, Use.READ, startup_timeout=startup_timeout) as engine:
+        yield Queries(engine)
+
+
+@asynccontextmanager
+async def opened(url: str, use: Use, *, startup_timeout: float = 30.0) -> AsyncIterator[AsyncEngine]:
+    """Open an engine on a database that has the right tables. Raises as `open_database`."""
+    async with _engine(url, use) as engine:
         if not exists(url):
             raise DatabaseSchemaError(f"{place(url)} does not exist: run `openai-worker migrate`")
         await reach(engine, place(url), startup_timeout)
         await _check_revision(engine, place(url))
-        yield Queries(engine)
+        yield engine
 
 
 @asynccontextmanager
@@ -97,6 +113,16 @@ async def open_cancels(url: str, *, startup_timeout: float = 30.0) -> AsyncItera
 
 
 @asynccontextmanager
+async def open_limits(url: str, *, startup_timeout: float = 30.0) -> AsyncIterator[LimitControl]:
+    """Open to pause and resume limits. Raises as `open_database`."""
+    async with (
+        open_queries(url, startup_timeout=startup_timeout),
+        _writer(url, _ignore) as writer,
+    ):
+        yield LimitControl(writer)
+
+
+@asynccontextmanager
 async def _engine(url: str, use: Use) -> AsyncIterator[AsyncEngine]:
     engine = open_engine(url, use)
     try:
@@ -106,9 +132,11 @@ async def _engine(url: str, use: Use) -> AsyncIterator[AsyncEngine]:
 
 
 @asynccontextmanager
-async def _writer(url: str, observer: Observer) -> AsyncIterator[GroupCommit]:
+async def _writer(
+    url: str, observer: Observer, budgets: Mapping[str, int] = NOBODY
+) -> AsyncIterator[GroupCommit]:
     async with _engine(url, Use.WRITE) as engine:
-        writer = GroupCommit(engine, Batch(Statements(engine.dialect.name)).run, observer)
+        writer = GroupCommit(engine, Batch(Statements(engine.dialect.name), budgets).run, observer)
         writer.start()
         try:
             yield writer
@@ -127,6 +155,14 @@ async def _kept(lease: WorkerLease) -> AsyncIterator[None]:
         with suppress(asyncio.CancelledError):
             await keeper
         lease.close()
+
+
+@asynccontextmanager
+async def _left(quota: SqlQuotaStore) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        quota.close()
 
 
 async def _check_revision(engine: AsyncEngine, where: str) -> None:

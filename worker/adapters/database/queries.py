@@ -3,19 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from enum import StrEnum
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Select, Table, func, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from schemas.names import Kind
-from worker.adapters.database.sql import sql_of
+from worker.adapters.database.limits import ClosedAccount, LimitRow, closed_accounts, limit_rows
+from worker.adapters.database.reports import Group, UsageFilter, UsageRow, usage_report
 from worker.adapters.database.tables import (
     BOOKING,
     CORRECTION,
     RUNNING,
     attempts,
+    budget_holds,
+    budget_months,
     jobs,
     requests,
     results,
@@ -89,6 +91,25 @@ class LedgerRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HoldRow:
+    """What a request in flight holds of its tenant's budget. Money in 10⁻⁹ US dollars."""
+
+    attempt_no: int
+    month: str
+    nano_usd: int
+    taken_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetRow:
+    """What a tenant has spent in a month, and what requests in flight hold besides."""
+
+    month: str
+    spent_nano_usd: int
+    held_nano_usd: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobDetail:
     """All that is known of a job. Bodies are None where there are none, or not any more."""
 
@@ -97,6 +118,9 @@ class JobDetail:
     ledger: Sequence[LedgerRow]
     request: bytes | None
     reply: bytes | None
+    holds: Sequence[HoldRow] = ()
+    budget: BudgetRow | None = None
+    """The latest month of the tenant, where it has a budget."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,34 +135,6 @@ class WorkerRow:
     running: int
 
 
-class By(StrEnum):
-    """What usage can be grouped by."""
-
-    DAY = "day"
-    MONTH = "month"
-    TENANT = "tenant"
-    MODEL = "model"
-    KIND = "kind"
-    ACCOUNT = "account"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UsageRow:
-    """Sums over ledger rows. Money in 10⁻⁹ US dollars; unpriced requests are not in it."""
-
-    group: Mapping[str, str | None]
-    requests: int
-    input_tokens: int
-    cached_input_tokens: int
-    cache_write_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-    cost_nano_usd: int
-    unpriced_requests: int
-    estimated_requests: int
-    estimated_cost_nano_usd: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFilter:
     """Which jobs to list; None means any."""
@@ -149,37 +145,16 @@ class JobFilter:
     model: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UsageFilter:
-    """Which usage to sum up: from `since` on, before `until`; None means any."""
-
-    since: datetime | None = None
-    until: datetime | None = None
-    tenant: str | None = None
-    model: str | None = None
-    kind: Kind | None = None
-    account: str | None = None
-
-
 class Queries:
     """Reads for the commands; none of them keeps a worker from writing."""
 
-    _SUMS: ClassVar = (
-        "requests",
-        "input_tokens",
-        "cached_input_tokens",
-        "cache_write_tokens",
-        "output_tokens",
-        "reasoning_tokens",
-        "cost_nano_usd",
-        "unpriced_requests",
-        "estimated_requests",
-        "estimated_cost_nano_usd",
-    )
-
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._sql = sql_of(engine.dialect.name)
+
+    @property
+    def dialect(self) -> str:
+        """The engine's name: sqlite or postgresql."""
+        return self._engine.dialect.name
 
     async def jobs(self, only: JobFilter | None = None, *, limit: int = 50) -> list[JobRow]:
         """Return jobs, newest first."""
@@ -203,24 +178,19 @@ class Queries:
                 ledger=await _ledger(connection, key),
                 request=await connection.scalar(select(requests.c.body).where(*_is(requests, key))),
                 reply=await connection.scalar(select(results.c.body).where(*_is(results, key))),
+                holds=await _all(connection, HoldRow, budget_holds, key),
+                budget=await _budget(connection, key.tenant),
             )
 
-    async def usage(self, by: Sequence[By], only: UsageFilter | None = None) -> list[UsageRow]:
+    async def usage(self, by: Sequence[Group], only: UsageFilter | None = None) -> list[UsageRow]:
         """Return sums, in the order of their groups."""
-        groups = [self._group(what).label(f"by_{what}") for what in by]
-        sums = [func.coalesce(func.sum(usage_ledger.c[name]), 0).label(name) for name in self._SUMS]
-        report: Select[Any] = select(*groups, *sums).where(*_within(only or UsageFilter()))
-        report = report.group_by(*groups).order_by(*groups)
         async with self._engine.connect() as connection:
-            found = (await connection.execute(report)).mappings().all()
-        return [
-            UsageRow(
-                group={what.value: row[f"by_{what}"] for what in by},
-                # PostgreSQL sums 64-bit integers to exact decimals.
-                **{name: int(row[name]) for name in self._SUMS},
-            )
-            for row in found
-        ]
+            return await usage_report(connection, by, only or UsageFilter())
+
+    async def limits(self) -> tuple[list[LimitRow], list[ClosedAccount]]:
+        """Return the rate limits in use, and the credentials that are closed."""
+        async with self._engine.connect() as connection:
+            return await limit_rows(connection), await closed_accounts(connection)
 
     async def workers(self) -> list[WorkerRow]:
         """Return the workers and how many jobs each of them runs."""
@@ -231,28 +201,22 @@ class Queries:
         async with self._engine.connect() as connection:
             return _rows(WorkerRow, (await connection.execute(listed)).mappings())
 
-    def _group(self, what: By) -> ColumnElement[Any]:
-        match what:
-            case By.DAY:
-                return self._sql.day(usage_ledger.c.occurred_at)
-            case By.MONTH:
-                return self._sql.month(usage_ledger.c.occurred_at)
-            case By.TENANT | By.MODEL | By.KIND | By.ACCOUNT:
-                return usage_ledger.c[what.value]
 
-
-def _within(only: UsageFilter) -> list[ColumnElement[bool]]:
-    ledger = usage_ledger.c
-    conditions = [
-        column == value
-        for column in (ledger.tenant, ledger.model, ledger.kind, ledger.account)
-        if (value := getattr(only, column.name)) is not None
-    ]
-    if only.since is not None:
-        conditions.append(ledger.occurred_at >= only.since)
-    if only.until is not None:
-        conditions.append(ledger.occurred_at < only.until)
-    return conditions
+async def _budget(connection: AsyncConnection, tenant: str) -> BudgetRow | None:
+    months, holds = budget_months.c, budget_holds.c
+    held = (
+        select(func.coalesce(func.sum(holds.nano_usd), 0))
+        .where(holds.tenant == months.tenant, holds.month == months.month)
+        .scalar_subquery()
+    )
+    latest = (
+        select(months.month, months.spent_nano_usd, held)
+        .where(months.tenant == tenant)
+        .order_by(months.month.desc())
+        .limit(1)
+    )
+    row = (await connection.execute(latest)).one_or_none()
+    return row and BudgetRow(month=row[0], spent_nano_usd=row[1], held_nano_usd=int(row[2]))
 
 
 def _columns(kind: type[Any], table: Table) -> Select[Any]:

@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import sqlite3
+from contextlib import closing
 from typing import Final
 
 from sqlalchemy import text
@@ -25,14 +27,23 @@ async def reach(engine: AsyncEngine, where: str, seconds: float) -> None:
     give_up = loop.time() + seconds
     while True:
         try:
-            async with asyncio.timeout_at(give_up), engine.connect():
-                return
-        except (DBAPIError, OSError) as error:
+            async with asyncio.timeout_at(give_up):
+                if engine.dialect.name == "sqlite":
+                    # aiosqlite leaves a thread behind that outlives the loop where a file cannot be opened.
+                    await asyncio.to_thread(_look_into, engine.url.database or "")
+                async with engine.connect():
+                    return
+        except (DBAPIError, sqlite3.Error, OSError) as error:
             hopeless = wrong_settings(error) or trouble(error) is Trouble.REFUSED
             if hopeless or loop.time() >= give_up:
                 raise DatabaseUnreachableError(f"{where} cannot be reached: {describe(error)}") from None
         pause = random.uniform(_PAUSE_SECONDS / 2, _PAUSE_SECONDS)  # noqa: S311 spreads workers, no secret
         await asyncio.sleep(min(pause, max(0.0, give_up - loop.time())))
+
+
+def _look_into(file: str) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA schema_version")
 
 
 async def current_revision(engine: AsyncEngine) -> str | None:

@@ -5,11 +5,13 @@ from typing import Any, Final, Protocol
 import orjson
 from sqlalchemy import (
     ColumnElement,
+    Double,
     Subquery,
     Table,
     Text,
     bindparam,
     cast,
+    extract,
     func,
     literal_column,
     select,
@@ -46,6 +48,15 @@ class Sql(Protocol):
     def now(self) -> ColumnElement[Any]:
         """Return the database's clock, which goes on within a transaction."""
 
+    def epoch(self) -> ColumnElement[float]:
+        """Return the same as seconds since 1970."""
+
+    def least(self, *values: ColumnElement[float]) -> ColumnElement[float]:
+        """Return the smallest of several values."""
+
+    def greatest(self, *values: ColumnElement[float]) -> ColumnElement[float]:
+        """Return the largest of several values."""
+
     def day(self, column: ColumnElement[Any]) -> ColumnElement[str]:
         """Return the UTC day of a time as `YYYY-MM-DD`."""
 
@@ -77,6 +88,18 @@ class SqliteSql(Sql):
     @override
     def now(self) -> ColumnElement[Any]:
         return type_coerce(func.strftime("%Y-%m-%d %H:%M:%f", "now"), UtcDateTime)
+
+    @override
+    def epoch(self) -> ColumnElement[float]:
+        return type_coerce((func.julianday("now", type_=Double) - 2440587.5) * 86400.0, Double)
+
+    @override
+    def least(self, *values: ColumnElement[float]) -> ColumnElement[float]:
+        return func.min(*values, type_=Double)
+
+    @override
+    def greatest(self, *values: ColumnElement[float]) -> ColumnElement[float]:
+        return func.max(*values, type_=Double)
 
     @override
     def day(self, column: ColumnElement[Any]) -> ColumnElement[str]:
@@ -112,6 +135,18 @@ class PostgresqlSql(Sql):
     @override
     def now(self) -> ColumnElement[Any]:
         return func.clock_timestamp(type_=UtcDateTime)
+
+    @override
+    def epoch(self) -> ColumnElement[float]:
+        return cast(extract("epoch", func.clock_timestamp()), Double)
+
+    @override
+    def least(self, *values: ColumnElement[float]) -> ColumnElement[float]:
+        return func.least(*values, type_=Double)
+
+    @override
+    def greatest(self, *values: ColumnElement[float]) -> ColumnElement[float]:
+        return func.greatest(*values, type_=Double)
 
     @override
     def day(self, column: ColumnElement[Any]) -> ColumnElement[str]:

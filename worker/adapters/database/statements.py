@@ -90,6 +90,7 @@ class Statements:
                 jobs.c.received_at,
                 jobs.c.started_at,
                 jobs.c.next_attempt_at,
+                jobs.c.worked_ms,
                 jobs.c.reply_to,
                 jobs.c.correlation_id,
                 workers.c.alive_until,

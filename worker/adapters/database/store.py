@@ -9,6 +9,7 @@ from worker.adapters.database.finish import FinishJob
 from worker.adapters.database.replies import MarkReturned, MarkSent, TakeDue
 from worker.adapters.database.wait import LetWait
 from worker.adapters.database.writer import GroupCommit
+from worker.domain.budget import OverBudget, OverBudgetError
 from worker.domain.claims import JobStatus
 from worker.domain.job import JobKey
 from worker.ports import (
@@ -38,7 +39,10 @@ class SqlJobStore(JobStore):
 
     @override
     async def next_attempt(self, attempt: NextAttempt) -> bool:
-        return await self._writer.submit(BeginAttempt(attempt, self._worker_id))
+        written = await self._writer.submit(BeginAttempt(attempt, self._worker_id))
+        if isinstance(written, OverBudget):
+            raise OverBudgetError(written)
+        return written
 
     @override
     async def progress(self, progress: Progress) -> bool:

@@ -4,11 +4,13 @@ Bodies (`requests`, `results`, `checkpoints`) live apart from the rows that
 account for them, so that they can be erased earlier.
 """
 
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
     CheckConstraint,
     Column,
+    Date,
+    Double,
     ForeignKeyConstraint,
     Identity,
     Index,
@@ -16,12 +18,13 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    func,
     text,
 )
 
 from worker.adapters.database.types import DOCUMENT, INTEGER, ForeignText, UtcDateTime
 
-REVISION: Final = "0001"
+REVISION: Final = "0002"
 """The newest revision of the schema, which this program needs."""
 
 # Conditions of partial indexes. A query uses such an index only where it spells the
@@ -55,6 +58,21 @@ def _count(name: str) -> Column[int]:
     return Column(name, INTEGER, nullable=False, server_default="0")
 
 
+def _number(name: str) -> Column[float]:
+    return Column(name, Double, nullable=False, server_default="0")
+
+
+def _meter(name: str) -> tuple[Column[Any], ...]:
+    """Return the columns of one bucket; limits in units a minute."""
+    return (
+        Column(f"{name}_limit", Double),
+        Column(f"{name}_told", Double, comment="the limit that OpenAI named"),
+        Column(f"{name}_gap", Double, comment="OpenAI's count of what remains, less ours without any drift"),
+        _number(f"{name}_level"),
+        _number(f"{name}_drift"),
+    )
+
+
 jobs: Final = Table(
     "jobs",
     metadata,
@@ -75,6 +93,7 @@ jobs: Final = Table(
     Column("lease_owner", Text),
     Column("lease_token", INTEGER),
     _count("takeovers"),
+    _count("worked_ms"),
     _count("step_attempts"),
     Column("next_attempt_at", UtcDateTime),
     Column("waiting_for", ForeignText),
@@ -183,6 +202,8 @@ usage_ledger: Final = Table(
     Column("organization", ForeignText),
     Column("project", ForeignText),
     Column("occurred_at", UtcDateTime, nullable=False),
+    # A correction stands in the period of what it corrects; this tells when it came.
+    Column("booked_at", UtcDateTime, nullable=False, server_default=func.current_timestamp()),
     Column("kind", Text),
     Column("account", Text, nullable=False),
     # Signed counts, so that every report is a plain sum over any set of rows:
@@ -212,6 +233,65 @@ Index(
     postgresql_where=CORRECTION,
 )
 
+SUMMED: Final = (
+    "requests",
+    "input_tokens",
+    "cached_input_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "cost_nano_usd",
+    "unpriced_requests",
+    "estimated_requests",
+    "estimated_cost_nano_usd",
+)
+"""Columns of the ledger that reports sum up."""
+
+SUMMARY_GROUPS: Final = ("tenant", "model", "kind", "account", "organization", "project")
+
+usage_summary: Final = Table(
+    "usage_summary",
+    metadata,
+    Column("day", Date, primary_key=True),
+    # Text, not null: what is null in the ledger is empty here.
+    *(Column(name, ForeignText, primary_key=True) for name in SUMMARY_GROUPS),
+    *(Column(name, INTEGER, nullable=False) for name in SUMMED),
+    Index(None, "tenant", "day"),
+)
+
+usage_summary_mark: Final = Table(
+    "usage_summary_mark",
+    metadata,
+    Column("id", INTEGER, primary_key=True, autoincrement=False),
+    # The ledger up to here is in the summary.
+    Column("ledger_id", INTEGER, nullable=False),
+    # Up to here it will be, once all transactions before that one have ended.
+    Column("next_ledger_id", INTEGER),
+    Column("next_transaction", Text),
+    CheckConstraint("id = 1", name="only"),
+)
+
+budget_months: Final = Table(
+    "budget_months",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("month", Text, primary_key=True),
+    Column("spent_nano_usd", INTEGER, nullable=False),
+    Column("warned_at", UtcDateTime),
+)
+
+budget_holds: Final = Table(
+    "budget_holds",
+    metadata,
+    *_key(),
+    Column("attempt_no", INTEGER, primary_key=True),
+    Column("month", Text, nullable=False),
+    Column("nano_usd", INTEGER, nullable=False),
+    # A hold lives as long as its worker; then it is written off with its attempt.
+    Column("worker_id", Text, nullable=False),
+    Column("taken_at", UtcDateTime, nullable=False),
+)
+
 workers: Final = Table(
     "workers",
     metadata,
@@ -220,4 +300,49 @@ workers: Final = Table(
     Column("pid", INTEGER, nullable=False),
     Column("started_at", UtcDateTime, nullable=False),
     Column("alive_until", UtcDateTime, nullable=False),
+)
+
+# Times of the limits are seconds since the epoch on the database's clock: they are computed with.
+buckets: Final = Table(
+    "buckets",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("name", Text, primary_key=True, comment="model, or glob of models"),
+    *_meter("requests"),
+    *_meter("tokens"),
+    _number("updated_at"),
+    _number("closed_until"),
+    Column("closed_for", ForeignText, nullable=False, server_default=""),
+    Column("paused", INTEGER, nullable=False, server_default="0"),
+)
+
+bucket_users: Final = Table(
+    "bucket_users",
+    metadata,
+    Column("worker_id", Text, primary_key=True),
+    Column("account", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    _count("waiting"),
+    _count("running"),
+    _number("reserved"),
+    _number("seen_at"),
+)
+
+account_gates: Final = Table(
+    "account_gates",
+    metadata,
+    Column("account", Text, primary_key=True),
+    _number("closed_until"),
+    Column("closed_for", ForeignText, nullable=False, server_default=""),
+)
+
+model_samples: Final = Table(
+    "model_samples",
+    metadata,
+    Column("model", ForeignText, primary_key=True),
+    _number("requests"),
+    _number("estimated_input"),
+    _number("used_input"),
+    _number("open_requests"),
+    _number("open_output"),
 )

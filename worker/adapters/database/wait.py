@@ -1,6 +1,7 @@
 """A job goes waiting: by the worker that holds it, or before anyone has claimed it."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from typing_extensions import override
 
@@ -23,6 +24,11 @@ class LetWait(Operation[bool]):
     @override
     def key(self) -> JobKey:
         return self.wait.job.key
+
+    @property
+    @override
+    def moments(self) -> tuple[datetime, ...]:
+        return (self.wait.at,)
 
     @override
     def new_row(self) -> Row | None:
@@ -78,6 +84,7 @@ class LetWait(Operation[bool]):
             status=JobStatus.WAITING.value,
             step_attempts=wait.step_attempts,
             takeovers=takeovers,
+            worked_ms=round(wait.worked_seconds * 1000),
             next_attempt_at=wait.until,
             waiting_for=wait.reason,
             lease_owner=None,

@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.adapters.database.budgets import NOBODY, BudgetBook, Hold
 from worker.adapters.database.ledger import Booked, Reserved, Row, spend_of
 from worker.adapters.database.sql import KEYS, keys_value
 from worker.adapters.database.statements import OF_ATTEMPT, OF_JOB, OF_TENANT, Statements
@@ -60,6 +61,7 @@ class Past:
     received_at: datetime
     started_at: datetime | None
     next_attempt_at: datetime | None
+    worked_seconds: float
     reply_to: str | None
     correlation_id: str | None
     owner_alive_until: datetime | None
@@ -77,7 +79,8 @@ class Past:
 class Writes:
     """The rows that a batch will write, gathered by statement."""
 
-    def __init__(self) -> None:
+    def __init__(self, budgets: BudgetBook | None = None) -> None:
+        self.budgets = budgets or BudgetBook(NOBODY)
         self._inserts: dict[Table, list[Row]] = defaultdict(list)
         self._updates: dict[tuple[str, ...], list[Row]] = defaultdict(list)
         self._outcomes: list[Row] = []
@@ -135,6 +138,9 @@ class Writes:
         ):
             if keys:
                 await connection.execute(statement, {KEYS: keys_value(keys)})
+        if self.budgets.budgets:
+            ended = [Hold(JobKey(row[OF_TENANT], row[OF_JOB]), row[OF_ATTEMPT]) for row in self._outcomes]
+            await self.budgets.settle(connection, ended, self._inserts[usage_ledger])
 
 
 async def _each(connection: AsyncConnection, statement: Any, rows: Sequence[Row]) -> None:
@@ -151,6 +157,11 @@ class Operation(ABC, Generic[ResultT]):
     @abstractmethod
     def key(self) -> JobKey:
         """The job."""
+
+    @property
+    def moments(self) -> tuple[datetime, ...]:
+        """When money is reserved or spent by it, as far as that is known before the decision."""
+        return ()
 
     def new_row(self) -> Row | None:
         """Return the row of `jobs` to insert where the job is not known yet."""

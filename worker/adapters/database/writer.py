@@ -14,7 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from typing_extensions import override
 
 from worker.adapters.database.batch import Work
-from worker.adapters.database.errors import DatabaseClosedError, Trouble, describe, safe, trouble
+from worker.adapters.database.errors import (
+    DatabaseClosedError,
+    NotConnectedError,
+    Trouble,
+    describe,
+    safe,
+    trouble,
+)
 from worker.adapters.database.work import Operation, Step
 from worker.domain.events import Broken, ServerTrouble
 from worker.domain.job import JobKey
@@ -219,12 +226,18 @@ class GroupCommit:
     async def _transact(self, work: list[Work]) -> list[Any]:
         try:
             if self._connection is None:
-                self._connection = await self._engine.connect()
+                self._connection = await self._connect()
             async with self._connection.begin():
                 return await self._run_batch(self._connection, work)
         except BaseException as error:
             await self._disconnect(broken=trouble(error) is not Trouble.REFUSED)
             raise
+
+    async def _connect(self) -> AsyncConnection:
+        try:
+            return await self._engine.connect()
+        except Exception as error:
+            raise NotConnectedError from error
 
     async def _disconnect(self, *, broken: bool = False) -> None:
         connection, self._connection = self._connection, None

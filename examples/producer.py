@@ -1,0 +1,19 @@
+"""A producer: one job in, one reply out."""
+
+import asyncio
+import os
+
+from worker.client import JobClient
+
+REQUEST = {"model": "gpt-6-luna", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
+JOB = {"kind": "completion", "job_id": "sky-1", "tenant": "acme", "request": REQUEST}
+
+
+async def main() -> None:
+    """Send the job to the broker in AMQP_URL and print what comes back."""
+    async with JobClient(os.environ["AMQP_URL"]) as client:
+        reply = await (await client.submit(JOB))
+        print(reply.output_text or reply.error)
+
+
+asyncio.run(main())

@@ -1,0 +1,231 @@
+"""The broker away, blocked, forgetful or full; and the links to it cut or silent."""
+
+import asyncio
+import contextlib
+import json
+import time
+from typing import Any
+
+import aio_pika
+import pytest
+
+from tests.support.broker import Proxy, linked, until
+from tests.support.producer import completion
+from tests.support.scene import SECRET, Scene
+from tests.support.upstream import ALWAYS, Act
+from worker.adapters.rabbitmq import topology
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(150)]
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@ON_SQLITE
+async def test_b01_broker_absent_at_the_start(scene: Scene) -> None:
+    """The worker waits for it and then works; told to stop while it waits, it ends promptly."""
+    async with Proxy(scene.broker.url) as proxy:
+        proxy.refuse()
+        worker = await scene.worker(wait=False, AMQP_URL=proxy.url)
+        await until(lambda: proxy.refused)
+        proxy.accept()
+        await worker.ready()
+        await scene.send("one")
+        await scene.replied(1)
+        proxy.refuse()
+        proxy.cut()
+        await worker.logged("server is away", server="rabbitmq")
+        before = time.monotonic()
+        assert await worker.terminate() == 0
+        assert time.monotonic() - before < 10
+        proxy.accept()
+        await scene.worker()
+        await scene.holds()
+
+
+@ON_SQLITE
+async def test_b01_broker_stopped_under_load(scene: Scene) -> None:
+    """Its application is stopped and started: the worker resumes by itself, and nothing is lost."""
+    scene.upstream.script(Act(delay=0.3, times=ALWAYS))
+    worker = await scene.worker(WORKER_CONCURRENCY=8)
+    await scene.use_durable_replies()
+    for number in range(40):
+        await scene.send(f"job-{number}")
+    await scene.upstream.seen(8)
+    await asyncio.to_thread(scene.broker.node.ctl, "stop_app")
+    try:
+        await worker.logged("server is away", server="rabbitmq")
+        await asyncio.sleep(3)
+    finally:
+        await asyncio.to_thread(scene.broker.node.ctl, "start_app")
+    await scene.reconnect()
+    await scene.replied(40, within=60)
+    await scene.holds(within=60)
+
+
+@ON_SQLITE
+async def test_b02_connections_cut_again_and_again(scene: Scene) -> None:
+    """Ten resets during thirty jobs: no call twice, no reply missing."""
+    scene.upstream.script(Act(delay=0.4, times=ALWAYS))
+    async with Proxy(scene.broker.url) as proxy:
+        await scene.worker(AMQP_URL=proxy.url, WORKER_CONCURRENCY=4)
+        for number in range(30):
+            await scene.send(f"job-{number}")
+        for count in range(1, 11):
+            await scene.upstream.seen(min(30, count * 2))
+            proxy.cut()
+        await scene.replied(30, within=60)
+        await scene.holds(within=60)
+
+
+@ON_SQLITE
+async def test_b03_silent_connection_is_noticed(scene: Scene) -> None:
+    """A link that swallows everything is given up within three heartbeats; then the work goes on."""
+    async with Proxy(scene.broker.url) as proxy:
+        worker = await scene.worker(AMQP_URL=proxy.url)
+        proxy.hold()
+        await scene.send("one")
+        await worker.logged("server is away", within=45, server="rabbitmq")
+        proxy.cut()
+        proxy.let_go()
+        await scene.replied(1)
+        await scene.holds()
+
+
+@ON_SQLITE
+async def test_b04_memory_alarm(scene: Scene) -> None:
+    """Publishing is blocked; consuming and acknowledging go on, and what is owed is sent afterwards."""
+    scene.upstream.script(Act(delay=2, times=ALWAYS))
+    await scene.worker(WORKER_CONCURRENCY=2)
+    node = scene.broker.node
+    usual = node.evaluate("vm_memory_monitor:get_vm_memory_high_watermark().")
+    for number in range(4):
+        await scene.send(f"job-{number}")
+    await scene.upstream.seen(2)
+    node.evaluate("vm_memory_monitor:set_vm_memory_high_watermark(0.00001).")
+    try:
+        await scene.upstream.seen(4, timeout=30)
+    finally:
+        node.evaluate(f"vm_memory_monitor:set_vm_memory_high_watermark({usual}).")
+    await scene.replied(4)
+    await scene.holds()
+
+
+@ON_SQLITE
+async def test_b06_queue_deleted_and_made_anew(scene: Scene) -> None:
+    """It is consumed again within thirty seconds."""
+    await scene.worker()
+    await scene.send("before")
+    await scene.replied(1)
+    await scene.settled()
+    async with linked(scene.broker.url) as link:
+        channel = await link.channel()
+        await channel.queue_delete("openai.jobs.completion")
+        await topology.apply(link)
+    async with asyncio.timeout(30):
+        while len(scene.producer.replies) < 2:
+            # Again and again: the broker may lose what comes while it clears the old queue away.
+            await scene.send("after")
+            with contextlib.suppress(TimeoutError):
+                await scene.replied(2, within=5)
+    await scene.holds()
+
+
+@ON_SQLITE
+async def test_b08_job_that_kills_its_workers(scene: Scene) -> None:
+    """It ends among the dead, with a failure reply; its seven neighbours are answered."""
+    scene.upstream.script(Act(delay=0.5, times=ALWAYS))
+    async with linked(scene.broker.url):
+        pass  # all queues are there
+    neighbours = [f"good-{number}" for number in range(7)]
+    for job_id in (*neighbours[:3], "poison", *neighbours[3:]):
+        await scene.send(job_id, "POISON" if job_id == "poison" else "")
+    lives = 0
+    while len(scene.producer.jobs_answered()) < 8:
+        lives += 1
+        assert lives < 12, await scene.rows("SELECT job_id, status, takeovers FROM jobs")
+        worker = await scene.worker("send:before:kill@POISON", wait=False, WORKER_CONCURRENCY=8)
+        answered = asyncio.create_task(scene.replied(8, within=60))
+        ended = asyncio.create_task(worker.ended(within=60))
+        await asyncio.wait({answered, ended}, return_when=asyncio.FIRST_COMPLETED)
+        answered.cancel()
+        ended.cancel()
+    replies = {reply["job_id"]: reply for reply in await scene.replied(8)}
+    poison = replies.pop("poison")
+    assert (poison["status"], poison["error"]["code"]) == ("failed", "internal")
+    assert {reply["status"] for reply in replies.values()} == {"succeeded"}
+    await scene.holds(dead=1, unknown=60, unsent=60, extra_calls=60)
+
+
+@ON_SQLITE
+async def test_b09_dead_letters_have_nowhere_to_go(scene: Scene) -> None:
+    """A bad message stays where it is until the dead have their place again."""
+    worker = await scene.worker()
+    async with linked(scene.broker.url) as link:
+        await (await link.channel()).exchange_delete("openai.dead")
+        await scene.producer.send(b"not a job", reply=False)
+        await worker.logged("job refused", count=2)
+        await topology.apply(link)
+    letters: list[aio_pika.abc.AbstractIncomingMessage] = []
+    async with asyncio.timeout(30):
+        while not letters:
+            letters += await scene.producer.dead()
+    assert letters[0].body == b"not a job"
+    await scene.send("one")
+    await scene.replied(1)
+    await scene.holds()
+
+
+@ON_SQLITE
+async def test_b09_reply_queue_is_full(scene: Scene) -> None:
+    """The reply is refused, kept and sent once there is room; the job does not run again."""
+    worker = await scene.worker()
+    full: dict[str, Any] = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    async with await aio_pika.connect(scene.broker.url) as connection, connection.channel() as channel:
+        queue = await channel.declare_queue("full", arguments=full, auto_delete=False)
+        await channel.default_exchange.publish(aio_pika.Message(b"in the way"), "full")
+        await scene.send("one", properties={"reply_to": "full"})
+        await worker.logged("reply unconfirmed")
+        await queue.purge()
+        async with asyncio.timeout(30):
+            while (message := await queue.get(fail=False)) is None:  # noqa: ASYNC110 (a state of the broker)
+                await asyncio.sleep(0.1)
+        assert json.loads(message.body)["status"] == "succeeded"
+        await scene.producer.note(message)
+    await scene.holds()
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("alive", [True, False], ids=["alive", "gone"])
+async def test_b11_direct_reply(scene: Scene, alive: bool) -> None:  # noqa: FBT001 (a parameter of the test)
+    """A client that waits gets its reply exactly once; one that is gone costs no second call."""
+    scene.upstream.script(Act(delay=1))
+    await scene.worker()
+    async with await aio_pika.connect(scene.broker.url) as connection, connection.channel() as channel:
+        asked = await channel.get_queue("amq.rabbitmq.reply-to", ensure=False)
+        got: list[aio_pika.abc.AbstractIncomingMessage] = []
+        await asked.consume(got.append, no_ack=True)  # type: ignore[arg-type]
+        exchange = await channel.get_exchange("openai.jobs", ensure=False)
+        body = json.dumps(completion("direct", f"{SECRET} <direct>")).encode()
+        scene.expect("direct")
+        await exchange.publish(
+            aio_pika.Message(body, content_type="application/json", reply_to="amq.rabbitmq.reply-to"),
+            routing_key="completion",
+        )
+        await scene.upstream.seen(1)
+        if alive:
+            await until(lambda: got)
+            await scene.settled(answered=0)
+            assert [json.loads(message.body)["status"] for message in got] == ["succeeded"]
+    await scene.settled(answered=0)
+    await scene.holds(undelivered=1)
+
+
+@ON_SQLITE
+async def test_b12_settings_of_a_newer_broker(scene: Scene) -> None:
+    """With RabbitMQ 4's largest message and delivery limit, and forged death headers, all is the same."""
+    assert "16777216" in scene.broker.node.evaluate("application:get_env(rabbit, max_message_size).")
+    await scene.worker()
+    deaths = [{"count": 99, "reason": "delivery_limit", "queue": "openai.jobs.completion"}]
+    headers = {"x-death": deaths, "x-delivery-count": 99, "x-parked": 99}
+    await scene.send("one", properties={"headers": headers})
+    await scene.replied(1)
+    await scene.holds()

@@ -1,0 +1,95 @@
+"""Crashes under load, and the same job more than once."""
+
+import time
+
+import pytest
+
+from tests.support.producer import completion
+from tests.support.scene import SECRET, Scene
+from tests.support.upstream import ALWAYS, Act
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+async def test_a01_killed_with_many_jobs_in_flight(scene: Scene) -> None:
+    """Thirty jobs, ten at work, kill -9: each has one outcome, and only the ten may have cost twice."""
+    scene.upstream.script(Act(delay=0.5, times=ALWAYS))
+    worker = await scene.worker(WORKER_CONCURRENCY=10)
+    for number in range(30):
+        await scene.send(f"job-{number}")
+    await scene.upstream.seen(15)
+    await worker.kill()
+    await scene.worker(WORKER_CONCURRENCY=10)
+    await scene.replied(30)
+    await scene.holds(extra_calls=10, unknown=10, unsent=10)
+
+
+@ON_SQLITE
+async def test_a03_owed_reply_without_any_copy_of_its_job(scene: Scene) -> None:
+    """The job's message is lost as well as its worker: another worker's sweep still delivers, within 25 s."""
+    await scene.died_on("reply:before:kill")
+    died = time.monotonic()
+    await scene.forget_messages()
+    await scene.worker()
+    await scene.replied(1)
+    assert time.monotonic() - died < 25
+    await scene.holds()
+
+
+async def test_a05_copy_while_the_first_is_at_work_elsewhere(scene: Scene) -> None:
+    """One call; the copy is put aside, again and again, but neither spins nor holds a place."""
+    scene.upstream.script(Act(delay=7))
+    first, second = await scene.worker(WORKER_CONCURRENCY=1), await scene.worker(WORKER_CONCURRENCY=1)
+    await scene.send("slow")
+    await scene.upstream.seen(1)
+    await scene.send("slow")
+    await scene.send("quick")
+    started = time.monotonic()
+    (quick,) = await scene.replied(1)
+    assert quick["job_id"] == "quick"
+    assert time.monotonic() - started < 5
+    await scene.replied(2)
+    repeats = [worker.lines("job repeated", what="not now") for worker in (first, second)]
+    assert 1 <= sum(map(len, repeats)) <= 4
+    await scene.holds()
+
+
+@ON_SQLITE
+async def test_a08_killed_between_the_state_and_the_waiting_room(scene: Scene) -> None:
+    """The job waits on record, its copy is redelivered: attempts numbered without gap or double."""
+    scene.upstream.script(Act(status=503, headers={"retry-after": "6"}, times=2))
+    await scene.died_on("wait:after:kill")
+    second = await scene.worker("park:after:kill")
+    await scene.dies(second)
+    await scene.worker()
+    (reply,) = await scene.replied(1)
+    assert (reply["status"], reply["attempts"]) == ("succeeded", 3)
+    assert await scene.states() == ["failed", "failed", "succeeded"]
+    await scene.holds(extra_calls=2)
+
+
+@ON_SQLITE
+async def test_a09_duplicates_of_everything(scene: Scene) -> None:
+    """Each of twenty jobs published three times to two workers: twenty calls, equal replies."""
+    await scene.worker()
+    await scene.worker()
+    for _ in range(3):
+        for number in range(20):
+            await scene.send(f"job-{number}")
+    await scene.replied(20)
+    await scene.holds()
+
+
+@ON_SQLITE
+async def test_a10_other_content_under_the_same_name(scene: Scene) -> None:
+    """A conflict costs a failure reply and a dead letter; the job of that name is untouched, even at work."""
+    scene.upstream.script(Act(delay=2))
+    await scene.worker()
+    await scene.send("one")
+    await scene.upstream.seen(1)
+    await scene.producer.send(completion("one", f"{SECRET} other"))
+    conflict, good = await scene.replied(2)
+    assert (conflict["status"], conflict["error"]["code"]) == ("failed", "conflict")
+    assert good["status"] == "succeeded"
+    await scene.holds(dead=1)

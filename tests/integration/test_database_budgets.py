@@ -1,0 +1,323 @@
+"""Budgets: holds, refusals and what becomes of both, on each database."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests.support.databases import (
+    NOON,
+    Events,
+    OpenWorker,
+    a_claim,
+    a_finish,
+    a_job,
+    a_ledger_entry,
+    a_next_attempt,
+    a_progress,
+    a_record,
+    a_token,
+    a_wait,
+    an_intent,
+    rows,
+)
+from worker.adapters.database.engine import Use, open_engine
+from worker.adapters.database.opening import Database
+from worker.adapters.database.upkeep import Upkeep
+from worker.domain.attempt import AttemptState, Entry
+from worker.domain.budget import OverBudgetError, Purse
+from worker.domain.events import BudgetSeen
+from worker.ports import Claim, Claimed
+
+BUDGET = 1_000_000
+HELD = 200_000
+"""What `an_intent` reserves."""
+COST = 120_000
+"""What `a_ledger_entry` costs."""
+MONTH = f"{NOON:%Y-%m}"
+
+
+@pytest.fixture
+async def database(open_worker: OpenWorker) -> AsyncIterator[Database]:
+    """Give a worker that knows of a budget for acme."""
+    async with open_worker(budgets={"acme": BUDGET}) as opened:
+        yield opened
+
+
+async def holds(url: str) -> list[tuple[Any, ...]]:
+    """Return the holds."""
+    return await rows(url, "SELECT job_id, attempt_no, nano_usd FROM budget_holds ORDER BY 1, 2")
+
+
+async def spent(url: str) -> int:
+    """Return what the month's row says, and hold it against the ledger."""
+    ((total,),) = await rows(url, "SELECT spent_nano_usd FROM budget_months WHERE tenant = 'acme'")
+    ((booked,),) = await rows(
+        url, "SELECT CAST(coalesce(sum(cost_nano_usd), 0) AS BIGINT) FROM usage_ledger WHERE tenant = 'acme'"
+    )
+    assert total == booked
+    return int(total)
+
+
+async def use_up(database: Database, jobs: int) -> None:
+    """Run so many jobs to their end."""
+    for number in range(jobs):
+        job, token = a_job(f"used-{number}"), a_token()
+        await database.store.claim(a_claim(job, token))
+        assert await database.store.finish(a_finish(job, token))
+
+
+def claimed(result: object) -> Claimed:
+    """Return what must be a claim."""
+    assert isinstance(result, Claimed)
+    return result
+
+
+class TestHolds:
+    """A reservation is held from its intent to its outcome."""
+
+    async def test_taken_with_the_intent_and_settled_with_the_outcome(
+        self, database: Database, migrated_url: str
+    ) -> None:
+        """Commit 1 takes the hold; commit 2 ends it and counts what was really spent."""
+        job, token = a_job(), a_token()
+        assert claimed(await database.store.claim(a_claim(job, token))).over_budget is None
+        assert await holds(migrated_url) == [("job", 1, HELD)]
+        await database.store.finish(a_finish(job, token))
+        assert (await holds(migrated_url), await spent(migrated_url)) == ([], COST)
+
+    async def test_repeated_writes_count_once(self, database: Database, migrated_url: str) -> None:
+        """Claims, intents and outcomes written again after a lost confirmation change nothing."""
+        job, token = a_job(), a_token()
+        for _ in range(2):
+            assert claimed(await database.store.claim(a_claim(job, token))).over_budget is None
+        for _ in range(2):
+            await database.store.progress(a_progress(job, token))
+        for _ in range(2):
+            await database.store.next_attempt(a_next_attempt(job, token, 2))
+        assert (await holds(migrated_url), await spent(migrated_url)) == ([("job", 2, HELD)], COST)
+        for _ in range(2):
+            await database.store.finish(a_finish(job, token, 2))
+        assert (await holds(migrated_url), await spent(migrated_url)) == ([], 2 * COST)
+
+    @pytest.mark.parametrize("state", [AttemptState.REJECTED, AttemptState.FAILED])
+    async def test_what_was_not_billed_is_given_back(
+        self, state: AttemptState, database: Database, migrated_url: str
+    ) -> None:
+        """A refused request holds nothing and costs nothing."""
+        job, token = a_job(), a_token()
+        await database.store.claim(a_claim(job, token))
+        record = a_record(job.key, state=state, ledger=None)
+        await database.store.finish(a_finish(job, token, record=record))
+        assert (await holds(migrated_url), await spent(migrated_url)) == ([], 0)
+
+    async def test_waiting_holds_nothing(self, database: Database, migrated_url: str) -> None:
+        """A job that goes waiting after its outcome is written keeps no hold."""
+        job, token = a_job(), a_token()
+        await database.store.claim(a_claim(job, token))
+        await database.store.progress(a_progress(job, token))
+        assert await database.store.wait(a_wait(job, token))
+        assert (await holds(migrated_url), await spent(migrated_url)) == ([], COST)
+
+    async def test_takeover_settles_the_dead_workers_hold(
+        self, database: Database, open_worker: OpenWorker, migrated_url: str
+    ) -> None:
+        """Who takes a job over counts the lost request at its reservation, and a late outcome corrects it."""
+        job, old, new = a_job(), a_token(), a_token()
+        async with open_worker(budgets={"acme": BUDGET}) as dying:
+            await dying.store.claim(a_claim(job, old))
+        await database.store.claim(a_claim(job, new))
+        assert (await holds(migrated_url), await spent(migrated_url)) == ([("job", 2, HELD)], HELD)
+        for _ in range(2):
+            await database.store.progress(a_progress(job, old))
+        assert await spent(migrated_url) == COST
+
+    async def test_other_tenants_pay_nothing(self, database: Database, migrated_url: str) -> None:
+        """Without a budget there is neither hold nor month."""
+        await database.store.claim(a_claim(a_job(tenant="globex"), a_token()))
+        assert await rows(migrated_url, "SELECT * FROM budget_holds") == []
+        assert await rows(migrated_url, "SELECT * FROM budget_months") == []
+
+
+class TestRefusals:
+    """What is spent is refused; what is only held is waited for."""
+
+    async def test_spent_budget_refuses_the_first_request(
+        self, database: Database, migrated_url: str
+    ) -> None:
+        """The job is claimed, so that it can be failed, but no attempt is written."""
+        await use_up(database, 9)
+        assert await spent(migrated_url) == 9 * COST > BUDGET
+        job, token = a_job(), a_token()
+        for _ in range(2):
+            result = claimed(await database.store.claim(a_claim(job, token)))
+            assert result.attempt_no == 0
+            assert result.over_budget is not None
+        assert await rows(migrated_url, "SELECT status, attempts FROM jobs WHERE job_id = 'job'") == [
+            ("running", 0)
+        ]
+        assert await rows(migrated_url, "SELECT * FROM attempts WHERE job_id = 'job'") == []
+        assert await holds(migrated_url) == []
+
+    async def test_spent_budget_refuses_further_requests(self, database: Database, migrated_url: str) -> None:
+        """So does it between the rounds of a job."""
+        job, token = a_job(), a_token()
+        await database.store.claim(a_claim(job, token))
+        await database.store.progress(a_progress(job, token))
+        await use_up(database, 8)
+        with pytest.raises(OverBudgetError) as caught:
+            await database.store.next_attempt(a_next_attempt(job, token, 2))
+        assert caught.value.over.wait_seconds is None
+        assert await rows(migrated_url, "SELECT attempts FROM jobs WHERE job_id = 'job'") == [(1,)]
+
+    async def test_held_budget_is_waited_for(self, database: Database) -> None:
+        """While requests in flight hold the rest, the next one waits; it is not refused."""
+        tokens = [a_token() for _ in range(6)]
+        results = [
+            claimed(await database.store.claim(a_claim(a_job(f"{number}"), token)))
+            for number, token in enumerate(tokens)
+        ]
+        assert [result.over_budget is None for result in results] == [True] * 5 + [False]
+        assert results[5].over_budget is not None
+        assert results[5].over_budget.wait_seconds
+        await database.store.wait(a_wait(a_job("5"), tokens[5], seconds=0))
+        await database.store.finish(a_finish(a_job("0"), tokens[0]))
+        again = claimed(await database.store.claim(a_claim(a_job("5"), a_token())))
+        assert (again.over_budget, again.attempt_no) == (None, 1)
+
+    async def test_no_price_no_request(self, database: Database) -> None:
+        """What nobody can price, no budget can bound."""
+        claim = Claim(
+            job=a_job(), lease_token=a_token(), intent=an_intent(reserved_cost_nano_usd=None), at=NOON
+        )
+        over = claimed(await database.store.claim(claim)).over_budget
+        assert over is not None
+        assert over.wait_seconds is None
+
+    async def test_a_budget_counts_what_was_spent_before_it(
+        self, open_worker: OpenWorker, migrated_url: str
+    ) -> None:
+        """A budget introduced in mid-month knows of the ledger's earlier rows."""
+        async with open_worker() as before:
+            await use_up(before, 9)
+        async with open_worker(budgets={"acme": BUDGET}) as after:
+            assert claimed(await after.store.claim(a_claim(a_job(), a_token()))).over_budget is not None
+        assert await spent(migrated_url) == 9 * COST
+
+
+async def test_eight_workers_racing(open_worker: OpenWorker, migrated_url: str) -> None:
+    """The overshoot is less than one reservation, nobody is refused too early, and no hold is left."""
+    refused_at: list[int] = []
+
+    async def run(worker: Database, chance: random.Random, name: str) -> None:
+        for number in range(60):
+            job, token = a_job(f"{name}-{number}"), a_token()
+            while True:
+                result = claimed(await worker.store.claim(a_claim(job, token)))
+                over = result.over_budget
+                if over is None or over.wait_seconds is None:
+                    break
+                await worker.store.wait(a_wait(job, token, seconds=0))
+                await asyncio.sleep(0.001)
+            if over is not None:
+                refused_at.append(1)
+                await worker.store.finish(a_finish(job, token, record=None))
+                continue
+            cost = chance.randrange(HELD // 4, HELD)
+            record = a_record(job.key, ledger=a_ledger_entry(cost_nano_usd=cost))
+            await worker.store.finish(a_finish(job, token, record=record))
+
+    budget = 100 * HELD
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        workers = [await enter(open_worker(budgets={"acme": budget})) for _ in range(8)]
+        await asyncio.gather(
+            *(run(worker, random.Random(place), f"{place}") for place, worker in enumerate(workers))
+        )
+    total = await spent(migrated_url)
+    assert budget <= total < budget + HELD
+    assert refused_at
+    assert await holds(migrated_url) == []
+
+
+class TestUpkeep:
+    """What workers look after."""
+
+    async def test_sweep_writes_off_what_dead_workers_held(
+        self, open_worker: OpenWorker, database: Database, migrated_url: str
+    ) -> None:
+        """A job that nobody takes over holds nothing for ever: it counts as spent, once."""
+        async with open_worker(budgets={"acme": BUDGET}) as dying:
+            await dying.store.claim(a_claim(a_job("lost"), a_token()))
+            await dying.store.claim(a_claim(a_job("alive"), a_token()))
+            assert await asked(migrated_url, database, Upkeep.write_off) == 0
+        assert len(await holds(migrated_url)) == 2
+        assert await asked(migrated_url, database, Upkeep.write_off) == 2
+        assert await asked(migrated_url, database, Upkeep.write_off) == 0
+        assert (await holds(migrated_url), await spent(migrated_url)) == ([], 2 * HELD)
+        assert await rows(migrated_url, "SELECT DISTINCT state FROM attempts") == [("unknown",)]
+        assert await rows(migrated_url, "SELECT DISTINCT entry FROM usage_ledger") == [(Entry.ESTIMATED,)]
+
+    async def test_warns_once_a_month(self, database: Database, migrated_url: str) -> None:
+        """At 80 % operators are told, by one worker and once."""
+        now = database.clock.now()
+        job, token = a_job(), a_token()
+        await database.store.claim(a_claim(job, token, at=now))
+        record = a_record(job.key, ledger=a_ledger_entry(cost_nano_usd=BUDGET * 4 // 5, occurred_at=now))
+        events = Events()
+        async with looked_after(migrated_url, database, events) as upkeep:
+            await upkeep.look_after_budgets()
+            await database.store.finish(a_finish(job, token, record=record))
+            await upkeep.look_after_budgets()
+            await upkeep.look_after_budgets()
+        seen = [event for event in events.seen if isinstance(event, BudgetSeen)]
+        assert [(event.warn, event.spent_nano_usd) for event in seen] == [
+            (False, 0),
+            (True, 800_000),
+            (False, 800_000),
+        ]
+
+    async def test_sums_are_put_right(
+        self, open_worker: OpenWorker, database: Database, migrated_url: str
+    ) -> None:
+        """What a worker without knowledge of the budget has spent is counted at the next look."""
+        now = database.clock.now()
+        await database.store.claim(a_claim(a_job("first"), a_token(), at=now))
+        async with open_worker() as unaware:
+            job, token = a_job(), a_token()
+            await unaware.store.claim(a_claim(job, token, at=now))
+            record = a_record(job.key, ledger=a_ledger_entry(occurred_at=now))
+            await unaware.store.finish(a_finish(job, token, record=record))
+        await asked(migrated_url, database, Upkeep.look_after_budgets)
+        assert await spent(migrated_url) == COST
+
+
+@asynccontextmanager
+async def looked_after(url: str, database: Database, events: Events) -> AsyncIterator[Upkeep]:
+    """Open an upkeep that knows the budget, and does nothing by itself."""
+    engine = open_engine(url, Use.WRITE)
+    yield Upkeep(engine, database, budgets={"acme": BUDGET}, keep_days={}, observer=events)
+    await engine.dispose()
+
+
+async def asked(url: str, database: Database, what: Any) -> Any:
+    """Have an upkeep do one thing."""
+    async with looked_after(url, database, Events()) as upkeep:
+        return await what(upkeep)
+
+
+def test_purse() -> None:
+    """A request goes while anything is left, waits for what is held, and is refused once all is spent."""
+    purse = Purse(budget=100, spent=0, held=0)
+    assert purse.hold(99) is None
+    assert purse.hold(99) is None  # 1 was left
+    over = purse.hold(1)
+    assert over is not None
+    assert over.wait_seconds
+    purse.held, purse.spent = 0, 100
+    over = purse.hold(1)
+    assert over is not None
+    assert over.wait_seconds is None

@@ -1,0 +1,140 @@
+"""What a database needs from time to time, apart from the path of any job."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from typing import Final
+
+from sqlalchemy import Table, delete, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker.adapters.database.budgets import Month, lock_month, spent_in_ledger
+from worker.adapters.database.engine import Use, open_engine
+from worker.adapters.database.errors import DatabaseClosedError, Trouble, safe, trouble
+from worker.adapters.database.opening import Database
+from worker.adapters.database.retention import Retention
+from worker.adapters.database.summary import Summary
+from worker.adapters.database.tables import attempts, budget_holds, budget_months, requests, results, workers
+from worker.adapters.database.write_off import WriteOff
+from worker.domain.budget import Purse, month_of
+from worker.domain.events import Broken, BudgetSeen
+from worker.domain.job import JobKey
+from worker.ports import Clock, Observer
+
+_SECONDS: Final = 10.0
+"""Between two rounds, roughly."""
+_ERASE_SECONDS: Final = 86_400.0
+_TABLES: Final[Mapping[str, Table]] = {"requests": requests, "results": results, "attempts": attempts}
+
+
+class Upkeep:
+    """Sums up the ledger, looks after budgets, erases what is too old. Any number of workers may do so."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        database: Database,
+        *,
+        budgets: Mapping[str, int],
+        keep_days: Mapping[str, int],
+        observer: Observer,
+    ) -> None:
+        self._engine = engine
+        self._database = database
+        self._budgets = budgets
+        self._keep_days = keep_days
+        self._observer = observer
+        self._clock: Clock = database.clock
+        self._summary = Summary(engine)
+        self._retention = Retention(engine)
+        self._next_erasure = self._clock.monotonic() + random.uniform(10, 600)  # noqa: S311 spreads workers
+
+    async def keep(self) -> None:
+        """Do all of it again and again, until cancelled."""
+        while True:
+            try:
+                await self.round()
+            except DatabaseClosedError:
+                return
+            except Exception as error:  # noqa: BLE001 (what waits can wait; jobs go on)
+                if trouble(error) is Trouble.REFUSED:
+                    self._observer(Broken(key=None, where="upkeep", error=safe(error)))
+            await self._clock.sleep(random.uniform(_SECONDS / 2, _SECONDS * 1.5))  # noqa: S311 likewise
+
+    async def round(self) -> None:
+        """Do what is due."""
+        await self._summary.catch_up()
+        if self._budgets:
+            await self.look_after_budgets()
+        if self._keep_days and self._clock.monotonic() >= self._next_erasure:
+            await self.erase_old()
+            self._next_erasure = self._clock.monotonic() + _ERASE_SECONDS
+
+    async def look_after_budgets(self) -> None:
+        """Write off the holds of dead workers, put spent sums right, and tell who is near the end."""
+        await self.write_off()
+        for tenant in sorted(self._budgets):
+            self._observer(await self._look_at(tenant))
+
+    async def write_off(self) -> int:
+        """End the holds that dead workers left; return the number of their jobs."""
+        alive = select(workers.c.worker_id).where(workers.c.alive_until > self._clock.now())
+        orphaned = (
+            select(budget_holds.c.tenant, budget_holds.c.job_id)
+            .where(budget_holds.c.worker_id.not_in(alive), budget_holds.c.tenant.in_(self._budgets))
+            .distinct()
+        )
+        forgotten = delete(budget_holds).where(budget_holds.c.tenant.not_in(self._budgets))
+        async with self._engine.begin() as connection:
+            await connection.execute(forgotten)
+            found = (await connection.execute(orphaned)).all()
+        for tenant, job_id in found:
+            await self._database.writer.submit(WriteOff(JobKey(tenant, job_id), self._clock.now()))
+        return len(found)
+
+    async def erase_old(self) -> int:
+        """Erase what is older than its table keeps it."""
+        now = self._clock.now()
+        ages = {_TABLES[name]: now - timedelta(days=days) for name, days in self._keep_days.items()}
+        return await self._retention.expire(ages)
+
+    async def _look_at(self, tenant: str) -> BudgetSeen:
+        now = self._clock.now()
+        month = Month(tenant, month_of(now))
+        mine = (budget_months.c.tenant == month.tenant, budget_months.c.month == month.month)
+        async with self._engine.begin() as connection:
+            await lock_month(connection, month)
+            # Workers that did not know of the budget have not counted what they spent.
+            spent = await spent_in_ledger(connection, month)
+            purse = Purse(budget=self._budgets[tenant], spent=spent, held=0)
+            told = await connection.scalar(select(budget_months.c.warned_at).where(*mine))
+            warn = purse.warns and told is None
+            columns = {"spent_nano_usd": spent} | ({"warned_at": now} if warn else {})
+            await connection.execute(update(budget_months).where(*mine).values(columns))
+        return BudgetSeen(
+            tenant=tenant, month=month.month, budget_nano_usd=purse.budget, spent_nano_usd=spent, warn=warn
+        )
+
+
+@asynccontextmanager
+async def kept_up(
+    url: str,
+    database: Database,
+    *,
+    budgets: Mapping[str, int],
+    keep_days: Mapping[str, int],
+    observer: Observer,
+) -> AsyncIterator[Upkeep]:
+    """Look after a database in the background, with a connection of its own."""
+    engine = open_engine(url, Use.WRITE)
+    upkeep = Upkeep(engine, database, budgets=budgets, keep_days=keep_days, observer=observer)
+    task = asyncio.get_running_loop().create_task(upkeep.keep(), name="database-upkeep")
+    try:
+        yield upkeep
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await engine.dispose()

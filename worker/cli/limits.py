@@ -1,0 +1,91 @@
+"""`openai-worker limits`: the rate limits as every worker sees them."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from worker.cli.output import plain, print_rows
+from worker.cli.wiring import Exit, complain, database, settings, stop, work
+
+if TYPE_CHECKING:
+    from worker.adapters.database.limits import ClosedAccount, LimitRow
+    from worker.config import Settings
+
+app = typer.Typer(help="Rate limits as every worker sees them.", no_args_is_help=True)
+
+_SHOWN: Final = (
+    "account",
+    "name",
+    "requests_limit",
+    "requests_level",
+    "tokens_limit",
+    "tokens_level",
+    "reserved",
+    "running",
+    "waiting",
+    "state",
+    "learned_from",
+)
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="The model, or the glob of [limits] it falls under.")
+]
+Account = Annotated[str | None, typer.Option(help="Only on these credentials.")]
+
+
+@app.command()
+def show(*, json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False) -> None:
+    """Show every limit in use: what a minute allows, what is left now, what runs, waits and is closed."""
+    rows, closed = work(_limits(settings()))
+    print_rows([_as_dict(row) for row in rows], _SHOWN, as_json=json)
+    for one in closed:
+        wait = max(0.0, one.closed_seconds)
+        complain(
+            f"credentials {plain(one.account)} are closed: {plain(one.closed_for)}; next try in {wait:.0f} s"
+        )
+
+
+@app.command()
+def pause(name: Name, *, account: Account = None) -> None:
+    """Let no request through until `limits resume`; its jobs wait."""
+    found = work(_set(settings(), name, account, paused=True))
+    for place, _ in found:
+        complain(f"{name} is paused on the credentials {place}")
+
+
+@app.command()
+def resume(name: Name, *, account: Account = None) -> None:
+    """Open a limit that is paused, or closed by a 429. Exit 1 if there is none of that name."""
+    found = work(_set(settings(), name, account, paused=False))
+    if not found:
+        stop(f"there is no limit {name}; `openai-worker limits show` lists them", Exit.FAILED)
+    for place, _ in found:
+        complain(f"{name} is open on the credentials {place}")
+
+
+async def _limits(loaded: "Settings") -> tuple[list["LimitRow"], list["ClosedAccount"]]:
+    async with database(loaded) as queries:
+        return await queries.limits()
+
+
+async def _set(loaded: "Settings", name: str, account: str | None, *, paused: bool) -> list[tuple[str, str]]:
+    from worker.adapters.database.opening import open_limits
+
+    url, patience = loaded.database_url.get_secret_value(), loaded.worker_startup_timeout
+    async with open_limits(url, startup_timeout=patience) as limits:
+        return await limits.set_paused(name, account, paused=paused)
+
+
+def _as_dict(row: "LimitRow") -> dict[str, Any]:
+    numbers = {
+        key: round(value, 1) if isinstance(value, float) else value for key, value in asdict(row).items()
+    }
+    return numbers | {"state": _state(row)}
+
+
+def _state(row: "LimitRow") -> str:
+    if row.paused:
+        return "paused"
+    if row.closed_seconds:
+        return f"closed for {row.closed_seconds:.0f} s: {row.closed_for}"
+    return "open"

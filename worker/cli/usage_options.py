@@ -1,0 +1,70 @@
+"""Options that the commands on usage share."""
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from schemas.names import Kind
+
+if TYPE_CHECKING:
+    from worker.adapters.database.reports import UsageFilter
+
+_DAY: Final = ["%Y-%m-%d"]
+
+From = Annotated[
+    datetime | None, typer.Option("--from", formats=_DAY, help="First day, in UTC.", metavar="DATE")
+]
+To = Annotated[
+    datetime | None, typer.Option("--to", formats=_DAY, help="Last day, included.", metavar="DATE")
+]
+Tenant = Annotated[str | None, typer.Option(help="Only this tenant.")]
+Model = Annotated[str | None, typer.Option(help="Only this model.")]
+OfKind = Annotated[Kind | None, typer.Option(help="Only this kind.")]
+Organization = Annotated[str | None, typer.Option(help="Only this organization.")]
+Project = Annotated[str | None, typer.Option(help="Only this project.")]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", help="Only with this label; may be repeated.", metavar="KEY=VALUE"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print a JSON array.")]
+
+
+def only(  # noqa: PLR0913 - one for each option
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    tenant: str | None = None,
+    model: str | None = None,
+    kind: Kind | None = None,
+    organization: str | None = None,
+    project: str | None = None,
+    labels: list[str] | None = None,
+) -> "UsageFilter":
+    """Return the filter that options describe; the last day is included."""
+    from worker.adapters.database.reports import UsageFilter
+
+    return UsageFilter(
+        since=since.replace(tzinfo=UTC) if since else None,
+        until=until.replace(tzinfo=UTC) + timedelta(days=1) if until else None,
+        tenant=tenant,
+        model=model,
+        kind=kind,
+        organization=organization,
+        project=project,
+        labels=dict(_label(text) for text in labels or ()),
+    )
+
+
+def label_key(text: str, option: str) -> str:
+    """Return the name of a label, if it can be one."""
+    if not text or any(sign in text for sign in '"\\'):
+        raise typer.BadParameter("must name a label, without quotes or backslashes", param_hint=option)
+    return text
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter("must be KEY=VALUE", param_hint="--label")
+    return label_key(key, "--label"), value
