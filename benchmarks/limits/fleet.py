@@ -16,7 +16,18 @@ from tests.support.process import WorkerProcess, running
 from tests.support.upstream import Upstream
 
 WORKERS = 4
-MODELS = ("steady", "steady_by_the_second", "change", "mixed", "storm", "solo", "shut", "open", "shares")
+MODELS = (
+    "steady",
+    "steady_by_the_second",
+    "change",
+    "mixed",
+    "storm",
+    "silent_storm",
+    "solo",
+    "shut",
+    "open",
+    "shares",
+)
 LIMIT = """
 [limits."limited-{model}"]
 requests_per_minute = 600

@@ -153,9 +153,19 @@ async def unknown(fleet: Fleet, seconds: float) -> list[Figure]:
 
 
 async def storm(fleet: Fleet, seconds: float) -> list[Figure]:
+    """Cut the quota, with headers that tell what remains though not the new limit."""
+    return await cut(fleet, seconds, "storm", headers=True)
+
+
+async def silent_storm(fleet: Fleet, seconds: float) -> list[Figure]:
+    """Cut the quota of an upstream that says nothing but 429."""
+    return await cut(fleet, seconds, "silent_storm", headers=False)
+
+
+async def cut(fleet: Fleet, seconds: float, name: str, *, headers: bool) -> list[Figure]:
     """Halve the quota for a while without announcing it, and take away what was in stock."""
-    strict = quota(fleet, "limited-storm")
-    await fleet.publish(backlog("limited-storm", seconds + 30))
+    strict = quota(fleet, f"limited-{name}", headers=headers)
+    await fleet.publish(backlog(f"limited-{name}", seconds + 30))
     await first(strict)
     await asyncio.sleep(5)
     strict.requests.resize(REQUESTS / 2)
@@ -167,14 +177,10 @@ async def storm(fleet: Fleet, seconds: float) -> list[Figure]:
     ended = time.monotonic()
     await asyncio.sleep(12)
     wasted = 100 * refused(strict.log) / len(strict.log)
+    recovered = used(strict.log, ended + 5, ended + 12)
     return [
-        Figure(figure="storm_wasted", value=wasted, unit="% of requests", goal="<= 2"),
-        Figure(
-            figure="storm_recovered_after_5s",
-            value=used(strict.log, ended + 5, ended + 12),
-            unit="% of the quota",
-            goal=">= 95",
-        ),
+        Figure(figure=f"{name}_wasted", value=wasted, unit="% of requests", goal="<= 2"),
+        Figure(figure=f"{name}_recovered_after_5s", value=recovered, unit="% of the quota", goal=">= 95"),
     ]
 
 
@@ -226,4 +232,4 @@ async def shares(fleet: Fleet, seconds: float) -> list[Figure]:
     ]
 
 
-SCENARIOS: Sequence[Scenario] = (steady, change, mixed, unknown, storm, closed, shares)
+SCENARIOS: Sequence[Scenario] = (steady, change, mixed, unknown, storm, silent_storm, closed, shares)

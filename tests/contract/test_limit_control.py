@@ -48,7 +48,7 @@ async def test_pausing_reaches_every_worker(open_worker: OpenWorker, migrated_ur
         await control.set_paused("m", "main", paused=False)
         grant = (await worker.quota.exchange(Exchange(orders=[an_order()]))).grants[0]
         assert not grant.paused
-        assert grant.closed_seconds == 0
+        assert grant.closed_seconds <= 0
 
 
 async def test_what_is_not_in_use_yet_can_be_paused(open_worker: OpenWorker, migrated_url: str) -> None:

@@ -1,7 +1,6 @@
 """The broker away, blocked, forgetful or full; and the links to it cut or silent."""
 
 import asyncio
-import contextlib
 import json
 import time
 from typing import Any
@@ -15,7 +14,7 @@ from tests.support.scene import SECRET, Scene
 from tests.support.upstream import ALWAYS, Act
 from worker.adapters.rabbitmq import topology
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
@@ -111,7 +110,7 @@ async def test_b04_memory_alarm(scene: Scene) -> None:
 
 @ON_SQLITE
 async def test_b06_queue_deleted_and_made_anew(scene: Scene) -> None:
-    """It is consumed again within thirty seconds."""
+    """It is consumed again within half a minute, though the broker thinks that it never ceased to be."""
     await scene.worker()
     await scene.send("before")
     await scene.replied(1)
@@ -120,12 +119,8 @@ async def test_b06_queue_deleted_and_made_anew(scene: Scene) -> None:
         channel = await link.channel()
         await channel.queue_delete("openai.jobs.completion")
         await topology.apply(link)
-    async with asyncio.timeout(30):
-        while len(scene.producer.replies) < 2:
-            # Again and again: the broker may lose what comes while it clears the old queue away.
-            await scene.send("after")
-            with contextlib.suppress(TimeoutError):
-                await scene.replied(2, within=5)
+    await scene.send("after")
+    await scene.replied(2, within=40)
     await scene.holds()
 
 
@@ -141,7 +136,7 @@ async def test_b08_job_that_kills_its_workers(scene: Scene) -> None:
     lives = 0
     while len(scene.producer.jobs_answered()) < 8:
         lives += 1
-        assert lives < 12, await scene.rows("SELECT job_id, status, takeovers FROM jobs")
+        assert lives < 20, await scene.rows("SELECT job_id, status, takeovers FROM jobs")
         worker = await scene.worker("send:before:kill@POISON", wait=False, WORKER_CONCURRENCY=8)
         answered = asyncio.create_task(scene.replied(8, within=60))
         ended = asyncio.create_task(worker.ended(within=60))

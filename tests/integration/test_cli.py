@@ -133,7 +133,7 @@ def test_every_level_has_help(path: tuple[str, ...]) -> None:
 def test_the_groups_of_a_report_are_listed_in_its_help() -> None:
     """The help names exactly the groups that a report accepts."""
     text = CliRunner().invoke(app, ["usage", "report", "--help"], env={"COLUMNS": "200"}).output
-    assert f"{', '.join(By)}." in text
+    assert f"{', '.join(By)}, label:KEY." in text
 
 
 @pytest.mark.parametrize(

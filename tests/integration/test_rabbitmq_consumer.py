@@ -190,7 +190,7 @@ async def test_a_consumer_that_the_broker_forgot_is_noticed(amqp_url: str) -> No
     clock, handler = SteeredClock(), Handler()
     handler.free.set()
     async with linked(amqp_url) as link, running(link, handler, clock=clock) as consumer:
-        [forgotten] = [one for one in consumer._subscriptions if one._queue == QUEUE]
+        [forgotten] = [one for one in consumer._subscriptions if one.queue == QUEUE]
         channel, tag = forgotten._channel, forgotten._tag
         assert channel
         assert tag

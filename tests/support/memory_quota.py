@@ -52,7 +52,7 @@ class MemoryQuota:
         return Grant(
             requests=self._draw((*gate, "requests"), order.requests, now),
             tokens=self._draw((*gate, "tokens"), order.tokens, now),
-            closed_seconds=max(0.0, until - now),
+            closed_seconds=until - now,
             closed_for=reason,
             paused=order.name in self.paused,
             others=self.others,

@@ -16,8 +16,8 @@ _AHEAD_SECONDS: Final = 0.3
 _HAND_SECONDS: Final = 0.5
 _HAND_PART: Final = 0.01
 """What is held in hand while nobody waits: so many seconds of use, and never more of the limit."""
-_GENTLE_SECONDS: Final = 3.0
-_GENTLE: Final = 2.0
+_GENTLE_SECONDS: Final = 4.0
+_GENTLE: Final = 2.5
 """After a closed time requests go so many times slower, for so long."""
 _POLL_SECONDS: Final = 1.0
 _IDLE_SECONDS: Final = 10.0
@@ -356,6 +356,8 @@ class Gate:
                     self.line.put_back(waiter)
             self._shut(now, grant.closed_seconds, grant.closed_for)
             return
+        # A closed time may be over before this worker has heard of it; it opens gently all the same.
+        self._opened_at = max(self._opened_at, now + grant.closed_seconds)
         if self.closed_until > now and not self._close[0]:
             self.closed_until = now  # opened by an operator
         self._schedule(

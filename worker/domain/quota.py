@@ -53,6 +53,7 @@ class Grant:
     requests: MeterGrant
     tokens: MeterGrant
     closed_seconds: float = 0.0
+    """Below zero: it was open again so long ago."""
     closed_for: str = ""
     paused: bool = False
     others: int | None = None

@@ -126,7 +126,7 @@ class RunExchange(Step[Exchanged]):
         return Grant(
             requests=MeterGrant(level=row[0], drift=row[1], told=row[2], gap=row[3]),
             tokens=MeterGrant(level=row[4], drift=row[5], told=row[6], gap=row[7]),
-            closed_seconds=max(0.0, row[8]),
+            closed_seconds=row[8],
             closed_for=row[9],
             paused=bool(row[10]),
             others=None if others is None else others.get((order.account, order.name), 0),

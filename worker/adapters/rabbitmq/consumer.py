@@ -1,6 +1,7 @@
 """Takes deliveries from the lanes and has them handled, so many at a time."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -51,6 +52,8 @@ class Consumer:
         self._observer = observer
         self._turnstile: Turnstile[_Arrival] = Turnstile(concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._held: Counter[str] = Counter()
+        """Deliveries of each queue that are here."""
         self._watchdog: asyncio.Task[None] | None = None
         self._letting_in = False
         self._subscriptions = [
@@ -102,6 +105,7 @@ class Consumer:
         """Take nothing more, and hand back what has not started."""
         await self.pause()
         for arrival in self._turnstile.clear():
+            self._held[_queue_of(arrival)] -= 1
             await settle(arrival.message, Settlement.REQUEUE)
 
     async def drain(self, grace: float) -> int:
@@ -122,6 +126,7 @@ class Consumer:
         delivery = delivery_of(
             message, lane=lane, high=high, received_at=self._clock.now(), user=self._link.user
         )
+        self._held[lane_queue(lane, high=high)] += 1
         self._turnstile.arrive(_Arrival(delivery, message), lane=lane, high=high)
         self._let_in()
 
@@ -130,13 +135,15 @@ class Consumer:
             if arrival.message.channel.is_closed:
                 # The broker delivers it again; started now, the job would run twice at a time.
                 self._turnstile.leave()
+                self._held[_queue_of(arrival)] -= 1
                 continue
             task = asyncio.create_task(self._handle(arrival))
             self._tasks.add(task)
-            task.add_done_callback(self._left)
+            task.add_done_callback(partial(self._left, _queue_of(arrival)))
 
-    def _left(self, task: asyncio.Task[None]) -> None:
+    def _left(self, queue: str, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._held[queue] -= 1
         self._turnstile.leave()
         self._let_in()
 
@@ -159,5 +166,9 @@ class Consumer:
         for one in self._subscriptions:
             if probe.is_closed:
                 probe = await self._link.channel()
-            await one.verify(probe)
+            await one.verify(probe, idle=not self._held[one.queue])
         await probe.close()
+
+
+def _queue_of(arrival: _Arrival) -> str:
+    return lane_queue(arrival.delivery.lane, high=arrival.delivery.high)

@@ -14,6 +14,8 @@ from worker.domain.events import ServerTrouble
 from worker.ports import Observer
 
 _RPC_SECONDS: Final = 10
+_RENEW_SECONDS: Final = 20
+"""Silence after which an idle consumer begins anew."""
 
 
 class Subscription:
@@ -35,7 +37,7 @@ class Subscription:
     ) -> None:
         """With `declare`, consume the queue that it makes and names, without acknowledging."""
         self._link = link
-        self._queue = queue
+        self.queue = queue
         self._on_message = on_message
         self._observer = observer
         self._prefetch = prefetch
@@ -45,6 +47,7 @@ class Subscription:
         self._cancelled = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._in_trouble = False
+        self._heard_at = 0.0
 
     @property
     def active(self) -> bool:
@@ -55,7 +58,7 @@ class Subscription:
     def start(self) -> None:
         """Consume from now on."""
         if self._keeper is None or self._keeper.done():
-            self._keeper = asyncio.create_task(self._keep_consuming(), name=f"consume {self._queue}")
+            self._keeper = asyncio.create_task(self._keep_consuming(), name=f"consume {self.queue}")
 
     async def stop(self) -> None:
         """Consume no more. The channel stays open: what was delivered can still be settled."""
@@ -67,13 +70,21 @@ class Subscription:
                 await self._channel.basic_cancel(self._tag, timeout=_RPC_SECONDS)
         self._tag = None
 
-    async def verify(self, probe: aiormq.Channel) -> None:
-        """Ask, on a channel that this may cost, whether the queue has a consumer; if not, consume again."""
+    async def verify(self, probe: aiormq.Channel, *, idle: bool) -> None:
+        """Ask, on a channel that this may cost, whether the queue has a consumer; if not, consume again.
+
+        A queue that is deleted and made anew at once keeps our consumer in
+        RabbitMQ 3.10, and gives its messages to it, but sends none of them. So one
+        that is `idle`, with nothing to acknowledge, begins anew after a silence.
+        """
         if not self.active or self._declare:
+            return
+        if idle and asyncio.get_running_loop().time() - self._heard_at > _RENEW_SECONDS:
+            self._cancelled.set()
             return
         found = 0
         with suppress(aiormq.exceptions.ChannelNotFoundEntity):
-            answer = await probe.queue_declare(self._queue, passive=True, timeout=_RPC_SECONDS)
+            answer = await probe.queue_declare(self.queue, passive=True, timeout=_RPC_SECONDS)
             found = answer.consumer_count or 0
         if not found:
             self._cancelled.set()
@@ -102,12 +113,14 @@ class Subscription:
             channel.on_consumer_cancel_callbacks.add(lambda _frame: self._cancelled.set())
             await channel.basic_qos(prefetch_count=self._prefetch)
         self._cancelled.clear()
-        queue = await self._declare(channel) if self._declare else self._queue
+        queue = await self._declare(channel) if self._declare else self.queue
         answer = await channel.basic_consume(queue, self._receive, no_ack=self._declare is not None)
         self._tag = answer.consumer_tag
+        self._heard_at = asyncio.get_running_loop().time()
         return channel
 
     async def _receive(self, message: DeliveredMessage) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
         self._on_message(message)
 
     async def _until_lost(self, channel: aiormq.Channel) -> None:
@@ -125,4 +138,4 @@ class Subscription:
         if trouble is None and not self._in_trouble:
             return
         self._in_trouble = trouble is not None
-        self._observer(ServerTrouble(server=f"{SERVER} {self._queue}", up=trouble is None, error=trouble))
+        self._observer(ServerTrouble(server=f"{SERVER} {self.queue}", up=trouble is None, error=trouble))
