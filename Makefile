@@ -13,7 +13,7 @@ export LIVE
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults soak mutants bench-limits bench-ledger check format lint imports types fix requirements clean
+.PHONY: help demo test slow faults soak mutants bench-limits bench-ledger check format lint imports types fix requirements clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ demo: $(READY) ## jobs through a real RabbitMQ, answered, stored, priced; LIVE=1
 
 test: $(READY) ## the tests, on real RabbitMQ, SQLite and PostgreSQL; ARGS="-k name" picks some
 	@$(SERVERS) --rabbitmq --postgres -- $(BIN)/pytest -m "not slow and not faults" $(ARGS)
+
+slow: $(READY) ## the tests that take longest: limits from end to end, sums over 100,000 rows
+	@$(SERVERS) --rabbitmq --postgres -- $(BIN)/pytest -m slow $(ARGS)
 
 faults: $(READY) ## kills, cuts and corrupts real processes
 	@$(SERVERS) --rabbitmq --postgres -- $(BIN)/pytest -m faults $(ARGS)

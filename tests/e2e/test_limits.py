@@ -11,6 +11,8 @@ from tests.support.producer import completion, producing
 from tests.support.servers import Broker
 from tests.support.upstream import Act, Upstream
 
+pytestmark = pytest.mark.slow
+
 MODEL = "gpt-6-luna"
 
 

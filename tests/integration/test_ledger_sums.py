@@ -19,6 +19,8 @@ from worker.domain.job import JobKey
 from worker.domain.prices import PriceList, PriceStep
 from worker.domain.usage import Meter, Usage
 
+pytestmark = pytest.mark.slow
+
 ROWS = 100_000
 BATCH = 2_000
 PARTS_OF_COLUMNS = {Meter.CACHE_WRITE_30M, Meter.ACCEPTED_PREDICTION, Meter.REJECTED_PREDICTION}
