@@ -17,7 +17,7 @@ HANDFUL: Final = 5.0
 _BURST_SECONDS: Final = 0.5
 _SLACK_SECONDS: Final = 5.0
 """What workers may hold in hand together, and how far OpenAI's count may run ahead of ours."""
-_TOLERATED: Final = 0.75
+_TOLERATED: Final = 0.9
 """The part of the limit that OpenAI may count more than we do, before we slow down for it."""
 
 
