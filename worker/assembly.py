@@ -91,7 +91,7 @@ async def assemble(settings: Settings, log: Observer) -> AsyncIterator[Parts]:
         )
         if settings.worker_auto_setup:
             await topology.apply(consuming)
-        openai = await enter(_openai(settings, credentials.values()))
+        openai = await enter(openai_client(settings, credentials.values()))
         limiter = await enter(
             SharedLimiter.opened(
                 _limits(settings),
@@ -202,7 +202,8 @@ async def _database(settings: Settings, observer: Observer) -> AsyncIterator[Dat
         yield database
 
 
-def _openai(settings: Settings, credentials: Iterable[Credential]) -> OpenAIClient:
+def openai_client(settings: Settings, credentials: Iterable[Credential]) -> OpenAIClient:
+    """Return the client, not yet opened, with all credentials."""
     return OpenAIClient(
         (
             AccountCredentials(

@@ -136,22 +136,12 @@ async def ledger(loaded: "Settings", *, write: bool = False) -> AsyncIterator["A
 @asynccontextmanager
 async def openai(loaded: "Settings") -> AsyncIterator[tuple["OpenAIClient", list[str]]]:
     """Open OpenAI with all credentials, and yield their names too. Raises ConfigError."""
-    from worker.adapters.openai_api.client import OpenAIClient
-    from worker.adapters.openai_api.credentials import AccountCredentials
+    from worker.assembly import openai_client
     from worker.config import resolve_credentials
 
-    credentials = [
-        AccountCredentials(
-            name=one.name,
-            api_key=one.api_key.get_secret_value(),
-            organization=one.organization,
-            project=one.project,
-            base_url=one.base_url,
-        )
-        for one in resolve_credentials(loaded).values()
-    ]
-    async with OpenAIClient(credentials) as client:
-        yield client, [one.name for one in credentials]
+    credentials = resolve_credentials(loaded)
+    async with openai_client(loaded, credentials.values()) as client:
+        yield client, list(credentials)
 
 
 @contextmanager

@@ -222,7 +222,6 @@ class Processor:
         return Settlement.ACK
 
     async def _postpone(self, delivery: Delivery, run: JobRun, postponed: PostponedError) -> Settlement:
-        run.forgo()
         if not await self._release(run, seconds=postponed.seconds, reason=postponed.reason):
             return Settlement.ACK
         event = JobWaits(
