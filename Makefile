@@ -29,7 +29,7 @@ demo: $(READY) ## jobs through a real RabbitMQ, answered, stored, priced; LIVE=1
 test: $(READY) ## the tests, on real RabbitMQ, SQLite and PostgreSQL; ARGS="-k name" picks some
 	@$(SERVERS) --rabbitmq --postgres -- $(BIN)/pytest -m "not slow and not faults" $(ARGS)
 
-slow: $(READY) ## the tests that take longest: limits from end to end, sums over 100,000 rows
+slow: $(READY) ## the tests that take longest: limits and budgets from end to end, sums over 100,000 rows
 	@$(SERVERS) --rabbitmq --postgres -- $(BIN)/pytest -m slow $(ARGS)
 
 faults: $(READY) ## kills, cuts and corrupts real processes

@@ -10,6 +10,8 @@ from tests.support.rows import rows
 from tests.support.servers import Broker
 from tests.support.upstream import Act, Upstream
 
+pytestmark = pytest.mark.slow
+
 LEASE = 2
 
 

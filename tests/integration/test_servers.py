@@ -123,14 +123,20 @@ def test_a_container_is_removed_when_the_runner_is_gone(
     docker, calls = tmp_path / "docker", tmp_path / "calls"
     docker.write_text(FAKE_DOCKER)
     docker.chmod(0o755)
-    given = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(calls)}
-    command = ("sh", "-c", "echo $AMQP_URL; [ -z $WAIT ] || exec sleep 600")
-    with runner(*command, servers=("--rabbitmq", "--docker"), WAIT=str(number or ""), **given) as process:
+    # The command stays, as one process, until somebody writes to it: what is listed meanwhile is complete.
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    given = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(calls), "GATE": str(gate)}
+    command = ("sh", "-c", "echo $AMQP_URL; read _ < $GATE")
+    with runner(*command, servers=("--rabbitmq", "--docker"), **given) as process:
         assert process.stdout
         assert process.stdout.readline().endswith("@127.0.0.1:49153/\n")
         removers = [one for one in descendants(process) if "remover" in one.cmdline()]
+        assert removers
         if number:
             process.send_signal(number)
+        else:
+            gate.write_text("go on\n")
         process.wait()
         _gone, alive = psutil.wait_procs(removers, timeout=SETTLE_SECONDS)
         assert not alive
