@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ COPIED = ("worker", "schemas", "migrations", "tests", "dev", "examples", "pyproj
 TIMEOUT_SECONDS = 900
 TESTS_FAILED = 1
 """pytest's exit code; any other but 0 means that it could not run them."""
+AT_ONCE = len(os.sched_getaffinity(0)) + 1
+"""Mutants that are tried at a time: their tests wait most of it."""
 SETTLE_SECONDS = "20"
 """How long a fault test waits for what, under a mutant, will never come."""
 
@@ -70,8 +73,11 @@ MUTANTS = (
         edits=[
             (
                 "worker/adapters/rabbitmq/consumer.py",
-                "        settlement = await judge(",
-                "        await settle(arrival.message, Settlement.ACK)\n        settlement = await judge(",
+                "        await settle(arrival.message, await self._fuse",
+                (
+                    "        await settle(arrival.message, Settlement.ACK)\n"
+                    "        await settle(arrival.message, await self._fuse"
+                ),
             )
         ],
         tests=[f"{CRASHES}::test_cp05_killed_with_the_answer_in_memory[sqlite]"],
@@ -209,6 +215,40 @@ MUTANTS = (
         tests=[f"{CRASHES}::test_cp05_killed_with_the_answer_in_memory[sqlite]"],
     ),
     Mutant(
+        name="poison is buried after its end",
+        edits=[
+            (PROCESSOR, "            await self._publisher.bury(delivery, reason)\n", "            pass\n"),
+            (
+                PROCESSOR,
+                "        await self._replies.deliver(finish.reply)\n",
+                (
+                    "        if run.claimed.takeovers > self._services.policy.max_takeovers:\n"
+                    '            await self._publisher.bury(self._delivery, "poison")\n'
+                    "        await self._replies.deliver(finish.reply)\n"
+                ),
+            ),
+            (
+                PROCESSOR,
+                "        self._running[run.job.key] = run\n",
+                "        self._running[run.job.key] = run\n        self._delivery = delivery\n",
+            ),
+        ],
+        tests=["tests/faults/test_broker_faults.py::test_b08_killed_with_the_poison_in_hand"],
+    ),
+    Mutant(
+        name="what breaks is always handed back",
+        edits=[
+            (
+                "worker/adapters/rabbitmq/fuse.py",
+                "while settlement is None and self.blown:",
+                "while settlement is None and self.blown and False:",
+            )
+        ],
+        tests=[
+            "tests/integration/test_rabbitmq_consumer.py::test_where_everything_breaks_nothing_is_given_up"
+        ],
+    ),
+    Mutant(
         name="nobody sweeps owed replies",
         edits=[
             (
@@ -250,7 +290,8 @@ def main(names: Sequence[str]) -> int:
     # A test that fails without any mutant would catch them all.
     if not chosen or not _sound(chosen):
         return 1
-    caught = [_shown(mutant) for mutant in chosen]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        caught = list(pool.map(_shown, chosen))
     return 0 if all(caught) else 1
 
 
@@ -259,7 +300,7 @@ def _sound(chosen: Sequence[Mutant]) -> bool:
     tests = tuple(dict.fromkeys(test for mutant in chosen for test in mutant.tests))
     with tempfile.TemporaryDirectory() as folder:
         _copy(Path(folder))
-        code, output = _test(Path(folder), tests)
+        code, output = _test(Path(folder), ("-n", "auto", "--dist", "worksteal", *tests))
     value = "passes" if code == 0 else "fails"
     return _figure("no mutant", value, goal="passes", output=output)
 

@@ -1,4 +1,4 @@
-"""Pin what pyproject.toml and requirements/dev.in ask for, and all that follows from it."""
+"""Pin what pyproject.toml and the files in requirements/ ask for, and all that follows from it."""
 
 import subprocess
 import sys
@@ -12,18 +12,30 @@ HEADER = "# Made by `make requirements` from {source}; do not edit.\n"
 
 
 def main() -> None:
-    """Write requirements/runtime.txt and requirements/dev.txt."""
+    """Write requirements/runtime.txt, dev.txt and peers.txt."""
     project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
     runtime = frozen(project["dependencies"])
     write("runtime.txt", "pyproject.toml", runtime)
-    asked = (FOLDER / "dev.in").read_text(encoding="utf-8").splitlines()
-    tools = [line for line in asked if line and not line.startswith("#")]
-    everything = frozen([*runtime, *tools])
+    everything = frozen([*runtime, *asked("dev.in")])
     write(
         "dev.txt",
         "requirements/dev.in",
         ["-r runtime.txt", *(pin for pin in everything if pin not in runtime)],
     )
+    write("peers.txt", "requirements/peers.in", frozen(alike(asked("peers.in"), runtime)))
+
+
+def asked(name: str) -> list[str]:
+    """Return what a file of requirements asks for."""
+    lines = (FOLDER / name).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def alike(wanted: Iterable[str], pins: Iterable[str]) -> list[str]:
+    """Ask for the pinned version of what is pinned already."""
+    versions = dict(pin.lower().split("==") for pin in pins)
+    names = {one: one.partition("[")[0].lower() for one in wanted}
+    return [f"{one}=={versions[name]}" if name in versions else one for one, name in names.items()]
 
 
 def frozen(wanted: Iterable[str]) -> list[str]:

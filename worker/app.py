@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from typing import Final
 
+import uvloop
 from structlog.typing import FilteringBoundLogger
 
 from worker.adapters.logs import LogObserver, configure_logging
@@ -15,6 +17,8 @@ from worker.assembly import Parts, assemble
 from worker.config import Settings
 
 _READY_POLL_SECONDS: Final = 0.05
+_GARBAGE: Final = (20_000, 50, 100)
+"""Thresholds of the three generations, in new objects and collections."""
 _SECOND_SIGNAL: Final = 130
 """Exit code of a worker that was told to stop twice and did not finish."""
 
@@ -24,7 +28,7 @@ def run_worker(settings: Settings) -> int:
     log = configure_logging(
         level=settings.worker_log_level, style=settings.worker_log_format, stream=sys.stderr
     )
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(settings, log))
 
 
@@ -33,6 +37,7 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> int:
         async with assemble(settings, LogObserver(log)) as parts:
             sweep = asyncio.create_task(parts.replies.sweep_forever(), name="reply sweep")
             told = asyncio.create_task(stop.wait(), name="stop signal")
+            _collect_seldom()
             parts.consumer.start()
             parts.cancels.start()
             ready = asyncio.create_task(_tell_when_ready(parts, log), name="readiness")
@@ -49,8 +54,20 @@ async def _run(settings: Settings, log: FilteringBoundLogger) -> int:
     return 1 if broken else 0
 
 
+def _collect_seldom() -> None:
+    """Spare what lives as long as the process from garbage collection, and look for the rest less often.
+
+    A job makes thousands of short-lived objects and hardly a cycle; Python's own
+    thresholds spend a tenth of a job's time on looking at them.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GARBAGE)
+
+
 async def _tell_when_ready(parts: Parts, log: FilteringBoundLogger) -> None:
-    while not parts.consumer.consuming:  # noqa: ASYNC110 (a state of a dozen channels, asked for once)
+    # A state of a dozen channels, asked for once.
+    while not (parts.consumer.consuming and parts.cancels.listening):  # noqa: ASYNC110
         await asyncio.sleep(_READY_POLL_SECONDS)
     log.info("ready", http_port=parts.http_port, lanes=list(parts.lanes), pid=os.getpid())
 

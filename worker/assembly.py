@@ -140,25 +140,26 @@ async def assemble(settings: Settings, log: Observer) -> AsyncIterator[Parts]:
             observer=observer,
         )
         metrics.watch_in_flight(lambda: consumer.running)
-        health = partial(_health, database, consuming, publishing)
+        cancels = CancelListener(
+            consuming,
+            on_cancel=partial(_record_cancel, database, processor),
+            on_heard=partial(_hear_cancel, processor),
+            clock=database.clock,
+            observer=observer,
+        )
+        health = partial(_health, database, consuming, publishing, consumer)
         port = await enter(
             serve_http(
                 host=settings.worker_http_host,
                 port=settings.worker_http_port,
                 health=health,
-                ready=lambda: health() or (None if consumer.consuming else "not consuming yet"),
+                ready=lambda: health() or _readiness(consumer, cancels),
                 metrics=metrics.render,
             )
         )
         yield Parts(
             consumer=consumer,
-            cancels=CancelListener(
-                consuming,
-                on_cancel=partial(_record_cancel, database, processor),
-                on_heard=partial(_hear_cancel, processor),
-                clock=database.clock,
-                observer=observer,
-            ),
+            cancels=cancels,
             limiter=limiter,
             replies=replies,
             lanes=lanes,
@@ -273,12 +274,20 @@ def _reply_policy(settings: Settings) -> ReplyPolicy:
     return ReplyPolicy.of(settings.worker_reply_to_pattern, tenants)
 
 
-def _health(database: Database, consuming: Link, publishing: Link) -> str | None:
+def _health(database: Database, consuming: Link, publishing: Link, consumer: Consumer) -> str | None:
     if not database.healthy:
         return "the database is away"
     if not (consuming.healthy and publishing.healthy):
         return "RabbitMQ is away"
+    if consumer.broken:
+        return "one job after the other ends in an error of the program; the log says which"
     return None
+
+
+def _readiness(consumer: Consumer, cancels: CancelListener) -> str | None:
+    if not consumer.consuming:
+        return "not consuming yet"
+    return None if cancels.listening else "not listening for cancel requests yet"
 
 
 async def _record_cancel(database: Database, processor: Processor, body: bytes) -> None:

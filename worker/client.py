@@ -17,7 +17,7 @@ from uuid import uuid4
 import aio_pika
 import orjson
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
-from aio_pika.exceptions import PublishError
+from aio_pika.exceptions import ChannelNotFoundEntity, PublishError
 from pydantic import ValidationError
 
 from schemas.cancel import Cancel
@@ -26,10 +26,11 @@ from schemas.names import CANCEL_KEY, CONTENT_TYPE, CONTROL, JOBS, REPLY_TYPE, l
 from schemas.reply import Reply
 
 _HEARTBEAT_SECONDS: Final = 10
+_MEND: Final = "run `openai-worker topology apply`"
 
 
 class SubmitError(Exception):
-    """The broker did not confirm. The message may have arrived: sending the same job again is safe."""
+    """The broker did not confirm, and why. The job may have arrived: sending it again is safe."""
 
 
 class ReplyLostError(Exception):
@@ -119,7 +120,9 @@ class JobClient:
             async with asyncio.timeout(self._timeout):
                 await session.publish(message, exchange, key)
         except PublishError:
-            raise SubmitError(f"no queue takes {key} from {exchange}: is the topology applied?") from None
+            raise SubmitError(f"no queue takes {key} from {exchange}; {_MEND}") from None
+        except ChannelNotFoundEntity:
+            raise SubmitError(f"the broker has no exchange {exchange}; {_MEND}") from None
         except asyncio.CancelledError:
             # The driver may fail what a lost connection left unconfirmed by a cancellation nobody sent.
             if task and task.cancelling() > cancels_before:

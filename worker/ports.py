@@ -107,7 +107,7 @@ class Claimed:
     spend: Spend = field(default_factory=Spend)
     checkpoint: bytes | None = None
     takeovers: int = 0
-    """How many workers died or stalled while they held this job."""
+    """How many workers died or stalled while they held this job; for a suspect no intent was written."""
     cancel_requested: bool = False
     """Then no intent was written."""
     over_budget: OverBudget | None = None

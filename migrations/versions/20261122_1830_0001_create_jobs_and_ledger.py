@@ -15,13 +15,16 @@ INTEGER: Any = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 DOCUMENT: Any = sa.JSON().with_variant(JSONB(), "postgresql")
 TIME = sa.DateTime(timezone=True)
 
-SUMS = (
-    "requests",
+TOKENS = (
     "input_tokens",
     "cached_input_tokens",
     "cache_write_tokens",
     "output_tokens",
     "reasoning_tokens",
+)
+SUMS = (
+    "requests",
+    *TOKENS,
     "cost_nano_usd",
     "unpriced_requests",
     "estimated_requests",
@@ -120,13 +123,13 @@ def create_jobs() -> None:
         sa.Column("reply_id", sa.Text),
         sa.Column("reply_due_at", TIME),
         count("reply_tries"),
-        sa.PrimaryKeyConstraint("tenant", "job_id", name="pk_jobs"),
+        sa.PrimaryKeyConstraint("job_id", "tenant", name="pk_jobs"),
         sa.CheckConstraint(
             "status IN ('waiting', 'running', 'succeeded', 'failed', 'cancelled', 'expired')",
-            name="ck_jobs_status",
+            name=op.f("ck_jobs_status"),
         ),
         sa.CheckConstraint(
-            "reply_status IN ('none', 'pending', 'sent', 'undeliverable')", name="ck_jobs_reply_status"
+            "reply_status IN ('none', 'pending', 'sent', 'undeliverable')", name=op.f("ck_jobs_reply_status")
         ),
     )
     op.create_index("ix_jobs_received_at", "jobs", ["received_at"])
@@ -141,7 +144,7 @@ def create_bodies() -> None:
             table,
             *key(),
             sa.Column(column, sa.LargeBinary, nullable=False),
-            sa.PrimaryKeyConstraint("tenant", "job_id", name=f"pk_{table}"),
+            sa.PrimaryKeyConstraint("job_id", "tenant", name=f"pk_{table}"),
             of_job(table),
         )
 
@@ -167,9 +170,10 @@ def create_attempts() -> None:
         sa.Column("reserved_usage", DOCUMENT, nullable=False),
         sa.Column("reserved_cost_nano_usd", INTEGER),
         sa.Column("reserved_prices", DOCUMENT),
-        sa.PrimaryKeyConstraint("tenant", "job_id", "attempt_no", name="pk_attempts"),
+        sa.PrimaryKeyConstraint("job_id", "tenant", "attempt_no", name="pk_attempts"),
         sa.CheckConstraint(
-            "state IN ('in_flight', 'succeeded', 'rejected', 'failed', 'unknown')", name="ck_attempts_state"
+            "state IN ('in_flight', 'succeeded', 'rejected', 'failed', 'unknown')",
+            name=op.f("ck_attempts_state"),
         ),
         of_job("attempts", erased_with_it=False),
     )
@@ -184,11 +188,7 @@ def create_ledger() -> None:
         sa.Column("entry", sa.Text, nullable=False),
         sa.Column("model", sa.Text, nullable=False),
         sa.Column("service_tier", sa.Text),
-        count("input_tokens"),
-        count("cached_input_tokens"),
-        count("cache_write_tokens"),
-        count("output_tokens"),
-        count("reasoning_tokens"),
+        *(count(name) for name in TOKENS),
         sa.Column("meters", DOCUMENT),
         sa.Column("cost_nano_usd", INTEGER, comment="10^-9 US dollars; null = unpriced"),
         sa.Column("prices", DOCUMENT),
@@ -203,19 +203,22 @@ def create_ledger() -> None:
         sa.Column("unpriced_requests", INTEGER, nullable=False),
         sa.Column("estimated_requests", INTEGER, nullable=False),
         sa.Column("estimated_cost_nano_usd", INTEGER, nullable=False),
+        sa.Column("booking", sa.SmallInteger, server_default="1"),
         sa.PrimaryKeyConstraint("id", name="pk_usage_ledger"),
-        sa.CheckConstraint("entry IN ('measured', 'estimated', 'correction')", name="ck_usage_ledger_entry"),
+        sa.CheckConstraint(
+            "entry IN ('measured', 'estimated', 'correction')", name=op.f("ck_usage_ledger_entry")
+        ),
+        sa.CheckConstraint(
+            "(entry = 'correction') = (booking IS NULL)", name=op.f("ck_usage_ledger_booking")
+        ),
     )
-    op.create_index("ix_usage_ledger_occurred_at", "usage_ledger", ["occurred_at"])
-    op.create_index("ix_usage_ledger_tenant_occurred_at", "usage_ledger", ["tenant", "occurred_at"])
-    partial_index(
+    op.create_index("ix_usage_ledger_occurred_at_tenant", "usage_ledger", ["occurred_at", "tenant"])
+    op.create_index(
         "uq_usage_ledger_attempt",
         "usage_ledger",
-        ["tenant", "job_id", "attempt_no"],
-        "entry <> 'correction'",
+        ["job_id", "tenant", "attempt_no", "booking"],
         unique=True,
     )
-    partial_index("ix_usage_ledger_correction", "usage_ledger", ["tenant", "job_id"], "entry = 'correction'")
 
 
 def create_summary() -> None:
@@ -234,7 +237,7 @@ def create_summary() -> None:
         sa.Column("next_ledger_id", INTEGER),
         sa.Column("next_transaction", sa.Text),
         sa.PrimaryKeyConstraint("id", name="pk_usage_summary_mark"),
-        sa.CheckConstraint("id = 1", name="ck_usage_summary_mark_only"),
+        sa.CheckConstraint("id = 1", name=op.f("ck_usage_summary_mark_only")),
     )
 
 
@@ -302,12 +305,11 @@ def of_job(table: str, *, erased_with_it: bool = True) -> sa.ForeignKeyConstrain
     )
 
 
-def partial_index(name: str, table: str, columns: list[str], where: str, *, unique: bool = False) -> None:
+def partial_index(name: str, table: str, columns: list[str], where: str) -> None:
     op.create_index(
         name,
         table,
         columns,
-        unique=unique,
         sqlite_where=sa.text(where),
         postgresql_where=sa.text(where),
     )

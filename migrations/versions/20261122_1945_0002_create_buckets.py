@@ -23,6 +23,9 @@ def upgrade() -> None:
         number("updated_at"),
         number("closed_until"),
         sa.Column("closed_for", sa.Text, nullable=False, server_default=""),
+        number("gentle_until"),
+        number("gentle_seconds"),
+        count("closings"),
         count("paused"),
         sa.PrimaryKeyConstraint("account", "name", name="pk_buckets"),
     )

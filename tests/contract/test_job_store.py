@@ -25,7 +25,7 @@ from tests.support.databases import (
 from worker.adapters.database.opening import Database
 from worker.adapters.database.replies import MOST_TRIES
 from worker.domain.attempt import AttemptState, Entry
-from worker.domain.claims import JobStatus
+from worker.domain.claims import SUSPICIOUS, JobStatus
 from worker.domain.job import Job, ReplyAddress
 from worker.domain.usage import Usage
 from worker.ports import AlreadyDone, Claimed, Conflicting, JobStore, NotNow, Outbox
@@ -163,6 +163,20 @@ class TestTakeover:
         assert isinstance(claimed, Claimed)
         assert (claimed.attempt_no, claimed.takeovers) == (1, 1)
         assert await rows(migrated_url, "SELECT state FROM attempts") == [("unknown",)]
+
+    async def test_suspect_gets_no_attempt_with_its_claim(
+        self, database: Database, open_worker: OpenWorker, migrated_url: str
+    ) -> None:
+        """Over whom two workers died, runs by itself: its attempt is written when it may, and not before."""
+        job = a_job()
+        for _ in range(SUSPICIOUS):
+            await left_behind(open_worker, job, a_token())
+        claim = a_claim(job, a_token())
+        claimed = await database.store.claim(claim)
+        assert isinstance(claimed, Claimed)
+        assert (claimed.attempt_no, claimed.takeovers, claimed.over_budget) == (SUSPICIOUS, SUSPICIOUS, None)
+        assert await database.store.claim(claim) == claimed
+        assert {state for (state,) in await rows(migrated_url, "SELECT state FROM attempts")} == {"unknown"}
 
     async def test_lease_that_ran_out_is_taken_over(
         self, database: Database, open_worker: OpenWorker

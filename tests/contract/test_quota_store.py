@@ -5,9 +5,10 @@ import time
 
 import pytest
 
+from tests.support.bucket import Bucket
 from tests.support.databases import OpenWorker, rows
 from worker.adapters.database.opening import Database
-from worker.domain.bucket import Bucket, Draw, Size, starts
+from worker.domain.bucket import Draw, Size, starts
 from worker.domain.quota import Exchange, Exchanged, MeterOrder, Order, Sample
 
 SIZE = Size(6000)

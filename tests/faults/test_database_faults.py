@@ -1,23 +1,32 @@
 """The database away, full, or under somebody's hands."""
 
 import asyncio
+import os
 import resource
+import secrets
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import asyncpg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
+from dev.folders import fresh_folder
 from tests.support.broker import until
-from tests.support.databases import execute, postgres_server
-from tests.support.scene import Scene
+from tests.support.databases import execute, fresh_postgres, postgres_server
+from tests.support.scene import Scene, staged
+from tests.support.servers import Broker
 from tests.support.upstream import ALWAYS, Act
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
+FULL_SECONDS = 30
+DISK_BYTES = 12 * 2**20
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 ON_POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
@@ -89,8 +98,8 @@ async def test_c03_database_away_with_answers_in_memory(scene: Scene) -> None:
 
 
 @ON_SQLITE
-async def test_c03_disk_full(scene: Scene) -> None:
-    """While no file may grow, nothing is called or acknowledged; with room again, all is done."""
+async def test_c03_no_file_may_grow(scene: Scene) -> None:
+    """Nothing is called or acknowledged meanwhile; with room again, all is done."""
     worker = await scene.worker()
     soft = resource.prlimit(worker.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (1024, soft[1]))
@@ -102,6 +111,83 @@ async def test_c03_disk_full(scene: Scene) -> None:
     resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, soft)
     await scene.replied(5)
     await scene.holds()
+
+
+@contextmanager
+def small_disk() -> Iterator[Path]:
+    """Mount a disk of a few megabytes where every user's servers may write."""
+    with fresh_folder() as folder:
+        disk = folder / "disk"
+        disk.mkdir()
+        options = f"size={DISK_BYTES},mode=1777"
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], check=False)
+        if mounted.returncode != 0:
+            pytest.skip("needs the right to mount")
+        try:
+            yield disk
+        finally:
+            subprocess.run(["umount", "-l", disk], check=True)
+
+
+@asynccontextmanager
+async def database_on(disk: Path, kind: str) -> AsyncIterator[str]:
+    """Make a database whose tables lie on that disk."""
+    if kind == "sqlite":
+        yield f"sqlite:///{disk / 'worker.db'}"
+        return
+    space = f"disk_{secrets.token_hex(4)}"
+    place = disk / "tables"
+    place.mkdir()
+    admin = await asyncpg.connect(postgres_server())
+    try:
+        notes = await admin.fetchval("SELECT pg_read_file('postmaster.pid')")
+        _give(place, to=int(notes.split()[0]))
+        await admin.execute(f"CREATE TABLESPACE {space} LOCATION '{place}'")
+        async with fresh_postgres() as url:
+            name = urlsplit(url).path.removeprefix("/")
+            await admin.execute(f"ALTER DATABASE {name} SET default_tablespace = {space}")
+            yield url
+        await admin.execute(f"DROP TABLESPACE {space}")
+    finally:
+        await admin.close()
+
+
+def _give(place: Path, *, to: int) -> None:
+    """Make the user of a process the owner."""
+    owner = Path(f"/proc/{to}").stat()
+    os.chown(place, owner.st_uid, owner.st_gid)
+
+
+def fill(disk: Path) -> Path:
+    """Write a file until nothing more fits."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    return ballast
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_c03_disk_full(broker: Broker, kind: str, tmp_path: Path) -> None:
+    """For half a minute the disk is full: no call, nothing lost, nothing among the dead; then all is done."""
+    with small_disk() as disk:
+        async with database_on(disk, kind) as url, staged(broker, url, tmp_path) as scene:
+            workers = [await scene.worker(WORKER_CONCURRENCY=8) for _ in range(2)]
+            ballast = fill(disk)
+            # Each brings a prompt of its own size: what little room is left in pages is used up.
+            for number in range(40):
+                await scene.send(f"job-{number}", "x" * 20_000)
+            await asyncio.wait(
+                [asyncio.create_task(one.logged("server is away", server="database")) for one in workers],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            asked = len(scene.upstream.requests)
+            await asyncio.sleep(FULL_SECONDS)
+            assert len(scene.upstream.requests) == asked < 40
+            assert not any(worker.lines("broken") for worker in workers)
+            ballast.unlink()
+            await scene.replied(40)
+            await scene.holds()
 
 
 @ON_SQLITE
@@ -126,13 +212,37 @@ async def test_c03_file_locked_by_somebody(scene: Scene) -> None:
 
 @ON_SQLITE
 async def test_c04_many_workers_on_one_file(scene: Scene) -> None:
-    """Four worker processes, 200 jobs, one SQLite file: no lock error outside, no row lost or doubled."""
-    workers = await asyncio.gather(*(scene.worker(WORKER_CONCURRENCY=8) for _ in range(4)))
-    for number in range(200):
+    """Eight worker processes, 2,000 jobs, one SQLite file: no lock error outside, no row lost or doubled."""
+    quiet: dict[str, Any] = {"WORKER_LOG_LEVEL": "info", "OPENAI_LOG": "info"}
+    workers = await asyncio.gather(*(scene.worker(WORKER_CONCURRENCY=8, **quiet) for _ in range(8)))
+    for number in range(2000):
         await scene.send(f"job-{number}")
-    await scene.replied(200, within=60)
+    await scene.replied(2000, within=200)
     assert not [worker for worker in workers if worker.lines("server is away") or worker.lines("broken")]
-    await scene.holds(within=60)
+    assert all(worker.lines("job finished") for worker in workers)
+    await scene.holds(within=200)
+
+
+@ON_SQLITE
+async def test_c09_database_of_another_shape(scene: Scene) -> None:
+    """Every claim breaks: the deliveries are kept, and not handed back until the broker gives them up."""
+    worker = await scene.worker(WORKER_CONCURRENCY=6)
+    await execute(scene.database_url, "ALTER TABLE jobs RENAME COLUMN lease_token TO another")
+    for number in range(8):
+        await scene.send(f"job-{number}")
+    # Six at once, then one every ten seconds: handed back, each would be at its second delivery by now.
+    await worker.logged("broken", count=6 + 2, where="consumer", within=60)
+    async with aiohttp.ClientSession() as session, session.get(f"{worker.http_url}/healthz") as response:
+        assert response.status == 503
+        assert "error of the program" in await response.text()
+    assert len(worker.lines("broken", where="consumer")) < 6 + 5
+    assert scene.upstream.requests == []
+    assert worker.exit_code is None
+    await execute(scene.database_url, "ALTER TABLE jobs RENAME COLUMN another TO lease_token")
+    await scene.replied(8)
+    async with aiohttp.ClientSession() as session, session.get(f"{worker.http_url}/readyz") as response:
+        assert response.status == 200
+    await scene.holds()
 
 
 async def test_c05_ledger_cannot_be_rewritten(scene: Scene) -> None:

@@ -1,6 +1,6 @@
 """Crashes under load, and the same job more than once."""
 
-import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -9,6 +9,8 @@ from tests.support.scene import SECRET, Scene
 from tests.support.upstream import ALWAYS, Act
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
+ON_A_BUSY_MACHINE = 10
+"""Seconds that may be lost to others, which a promise in seconds does not count."""
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
@@ -27,29 +29,26 @@ async def test_a01_killed_with_many_jobs_in_flight(scene: Scene) -> None:
 
 @ON_SQLITE
 async def test_a03_owed_reply_without_any_copy_of_its_job(scene: Scene) -> None:
-    """The job's message is lost as well as its worker: another worker's sweep still delivers, within 25 s."""
+    """The job's message is lost as well as its worker: another's sweep delivers within 20 s of the commit."""
+    sweeper = await scene.worker(WORKER_LANES="embedding")
     await scene.died_on("reply:before:kill")
-    died = time.monotonic()
     await scene.forget_messages()
-    await scene.worker()
-    await scene.replied(1)
-    assert time.monotonic() - died < 25
+    (reply,) = await scene.replied(1)
+    waited = datetime.now(UTC) - datetime.fromisoformat(reply["finished_at"])
+    assert timedelta(seconds=14) < waited < timedelta(seconds=20 + ON_A_BUSY_MACHINE)
+    assert sweeper.lines("job finished") == []
     await scene.holds()
 
 
 async def test_a05_copy_while_the_first_is_at_work_elsewhere(scene: Scene) -> None:
     """One call; the copy is put aside, again and again, but neither spins nor holds a place."""
-    scene.upstream.script(Act(delay=7))
+    scene.upstream.script(Act(delay=10))
     first, second = await scene.worker(WORKER_CONCURRENCY=1), await scene.worker(WORKER_CONCURRENCY=1)
     await scene.send("slow")
     await scene.upstream.seen(1)
     await scene.send("slow")
     await scene.send("quick")
-    started = time.monotonic()
-    (quick,) = await scene.replied(1)
-    assert quick["job_id"] == "quick"
-    assert time.monotonic() - started < 5
-    await scene.replied(2)
+    assert [reply["job_id"] for reply in await scene.replied(2)] == ["quick", "slow"]
     repeats = [worker.lines("job repeated", what="not now") for worker in (first, second)]
     assert 1 <= sum(map(len, repeats)) <= 4
     await scene.holds()
@@ -60,7 +59,7 @@ async def test_a08_killed_between_the_state_and_the_waiting_room(scene: Scene) -
     """The job waits on record, its copy is redelivered: attempts numbered without gap or double."""
     scene.upstream.script(Act(status=503, headers={"retry-after": "6"}, times=2))
     await scene.died_on("wait:after:kill")
-    second = await scene.worker("park:after:kill")
+    second = await scene.worker("park:after:kill", wait=False)
     await scene.dies(second)
     await scene.worker()
     (reply,) = await scene.replied(1)

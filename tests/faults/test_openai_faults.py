@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tests.support.scene import Scene
 from tests.support.upstream import Act
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 USAGE = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
 
@@ -43,16 +44,14 @@ async def test_d01_waiting_as_long_as_asked(scene: Scene) -> None:
     }
     replies = await answers(scene, acts)
     assert {reply["status"] for reply in replies.values()} == {"succeeded"}
-    assert [await gap(scene, name) for name in ("ms", "room")] == [
-        pytest.approx(0.5, abs=0.4),
-        pytest.approx(7, abs=4),
-    ]
+    assert 0.3 <= gap(scene, "ms") < 15
+    assert 6 <= gap(scene, "room") < 25
     assert scene.workers[0].lines("job waits", job_id="room")
     assert not scene.workers[0].lines("job waits", job_id="ms")
     await scene.holds(extra_calls=len(acts))
 
 
-async def gap(scene: Scene, job_id: str) -> float:
+def gap(scene: Scene, job_id: str) -> float:
     """Return the seconds between a job's two calls."""
     first, second = (
         seen.monotonic for seen in scene.upstream.requests if f"<{job_id}>" in json.dumps(seen.body)
@@ -119,15 +118,18 @@ async def test_d04_failures_that_no_repetition_mends(scene: Scene) -> None:
 
 @ON_SQLITE
 async def test_d04_key_that_is_not_accepted(scene: Scene) -> None:
-    """Jobs wait for somebody to mend it, instead of emptying the queue into failures."""
-    scene.upstream.script(Act(status=401, error={"code": "invalid_api_key"}, times=3))
+    """Jobs wait until it is mended, instead of emptying the queue into failures: one request a minute."""
+    scene.upstream.script(Act(status=401, error={"code": "invalid_api_key"}))
     worker = await scene.worker()
     for number in range(10):
         await scene.send(f"job-{number}")
-    replies = await scene.replied(10, within=60)
+    await worker.logged("credentials closed")
+    assert len(scene.upstream.requests) == 1
+    replies = await scene.replied(10, within=150)
     assert {reply["status"] for reply in replies} == {"succeeded"}
-    assert worker.lines("credentials closed")
-    await scene.holds(extra_calls=3)
+    refused, probe = scene.upstream.requests[:2]
+    assert probe.monotonic - refused.monotonic > 59
+    await scene.holds(extra_calls=1)
 
 
 @ON_SQLITE
@@ -147,10 +149,10 @@ LIES: dict[str, dict[str, Any]] = {
     "empty": {"body": "{}"},
     "nothing": {"body": ""},
     "list": {"body": "[]"},
-    "no choices": {"patch": {"choices": []}},
+    "no-choices": {"patch": {"choices": []}},
 }
 WRONG_COUNTS: dict[str, dict[str, Any]] = {
-    "no usage": {"patch": {"usage": None}},
+    "no-usage": {"patch": {"usage": None}},
     "text": {"patch": {"usage": USAGE | {"prompt_tokens": "12"}}},
     "negative": {"patch": {"usage": USAGE | {"completion_tokens": -1}}},
     "huge": {"patch": {"usage": USAGE | {"prompt_tokens": 2**63}}},
@@ -177,6 +179,7 @@ async def test_d06_answers_with_counts_that_cannot_be(scene: Scene) -> None:
     rows = await scene.rows("SELECT job_id, entry, input_tokens FROM usage_ledger")
     assert {row["entry"] for row in rows} == {"estimated"}
     assert all(row["input_tokens"] > 0 for row in rows)
+    await scene.holds(extra_calls=len(WRONG_COUNTS))
 
 
 @ON_SQLITE
@@ -216,6 +219,8 @@ async def test_d09_answer_that_dribbles(scene: Scene) -> None:
     await scene.worker()
     scene.upstream.script(Act(fault="dribble", gap=0.2))
     await scene.send("one", options={"timeout_seconds": 2})
-    (reply,) = await scene.replied(1, within=10)
+    (reply,) = await scene.replied(1)
     assert (reply["status"], reply["error"]["code"]) == ("failed", "timeout")
+    begun, ended = (datetime.fromisoformat(reply[name]) for name in ("started_at", "finished_at"))
+    assert ended - begun < timedelta(seconds=10)  # the whole answer would take two minutes
     await scene.holds(unknown=1)

@@ -40,7 +40,7 @@ from worker.adapters.database.opening import Database, open_database
 from worker.adapters.database.statements import Statements
 from worker.adapters.database.store import SqlJobStore
 from worker.adapters.database.work import Step
-from worker.domain.claims import JobStatus
+from worker.domain.claims import SUSPICIOUS, JobStatus
 from worker.domain.events import Event
 from worker.domain.job import Job
 from worker.ports import AlreadyDone, Claim, Claimed, ClaimResult, Conflicting, Finish, NotNow
@@ -151,7 +151,8 @@ class StoreMachine(RuleBasedStateMachine):
             case Claimed():
                 assert job not in self.outcomes, "a finished job was claimed again"
                 assert holder is None or not self._alive(holder.worker), "two living holders"
-                written = intent and not result.cancel_requested
+                suspect = result.takeovers >= SUSPICIOUS
+                written = intent and not (result.cancel_requested or suspect)
                 run = Run(self.jobs[job], worker, claim, result.attempt_no, open=written)
                 self.runs.append(run)
                 self.holder[job] = run

@@ -1,7 +1,8 @@
-"""The command line, as real processes on a real broker and real databases."""
+"""The command line on a real broker and real databases; as a process where that makes a difference."""
 
 import asyncio
 import csv
+import gc
 import io
 import json
 import os
@@ -9,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from schemas.contract import asyncapi, json_schemas
 from schemas.names import DEAD
 from tests.support.broker import Told, linked, plain, until
+from tests.support.command import ROOT, CommandLine
 from tests.support.databases import NOON, a_claim, a_finish, a_job, a_token, a_wait, rows
 from tests.support.servers import Broker
 from tests.support.upstream import Act, Upstream
@@ -31,52 +32,12 @@ from worker.adapters.database.setup import upgrade
 from worker.adapters.database.tables import REVISION
 from worker.adapters.rabbitmq.topology import CANCEL_QUEUE
 from worker.cli.main import app
+from worker.cli.wiring import to_stay
 from worker.domain.job import ReplyAddress
 from worker.ports import OwedReply
 
-ROOT = Path(__file__).parents[2]
 SECRET = "hunter2"
 NOWHERE = f"amqp://user:{SECRET}@127.0.0.1:1/"
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """What it printed, decoded."""
-        return json.loads(self.out)
-
-
-class CommandLine:
-    """Runs `openai-worker` in a folder of its own."""
-
-    def __init__(self, folder: Path, **settings: str) -> None:
-        self._folder = folder
-        self._settings = {"PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-test-not-a-key"} | settings
-
-    async def __call__(
-        self, *arguments: str, stdin: str = "", terminal: int | None = None, **settings: Any
-    ) -> Ended:
-        """Run one command to its end; `terminal` takes its standard error instead."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "worker",
-            *arguments,
-            cwd=self._folder,
-            env={**os.environ, **self._settings, **settings},
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE if terminal is None else terminal,
-        )
-        out, err = await process.communicate(stdin.encode())
-        return Ended(process.returncode or 0, out.decode(), (err or b"").decode())
 
 
 @pytest.fixture
@@ -107,6 +68,17 @@ def test_help_does_not_wait_for_libraries() -> None:
     code = f"import sys, worker.cli.main; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_imports_are_left_out_of_collections() -> None:
+    """What a worker imports is never looked through for garbage; what comes later is, as ever."""
+    try:
+        with to_stay():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
 
 
 def levels(group: typer.Typer, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -156,7 +128,9 @@ def test_wrong_usage_is_exit_2(command: str) -> None:
 @pytest.mark.parametrize("command", ["run", "topology apply", "jobs list"])
 async def test_wrong_settings_are_exit_2(bare: CommandLine, command: str) -> None:
     """Every command tells what is wrong with the settings, one line each, and no secret."""
-    ended = await bare(*command.split(), WORKER_CONCURRENCY="abc", DATABASE_URL=f"mysql://me:{SECRET}@host/x")
+    ended = await bare.process(
+        *command.split(), WORKER_CONCURRENCY="abc", DATABASE_URL=f"mysql://me:{SECRET}@host/x"
+    )
     assert (ended.code, ended.out) == (2, "")
     assert [line.split(":")[0] for line in ended.err.splitlines()] == ["DATABASE_URL", "WORKER_CONCURRENCY"]
     assert SECRET not in ended.err
@@ -164,7 +138,7 @@ async def test_wrong_settings_are_exit_2(bare: CommandLine, command: str) -> Non
 
 async def test_a_missing_key_is_told_before_anything_is_opened(bare: CommandLine) -> None:
     """`run` without a key ends at once with the variable's name."""
-    ended = await bare("run", OPENAI_API_KEY="")
+    ended = await bare.process("run", OPENAI_API_KEY="")
     assert (ended.code, ended.err) == (2, "OPENAI_API_KEY: must be given\n")
 
 
@@ -178,7 +152,7 @@ async def test_unknown_variables_are_warned_of(bare: CommandLine) -> None:
 @pytest.mark.parametrize("command", ["topology apply", "run"])
 async def test_an_unreachable_broker_is_exit_3(bare: CommandLine, command: str) -> None:
     """Without a broker, a command gives up after the start-up timeout with one line, and no password."""
-    ended = await bare(*command.split(), WORKER_HTTP_PORT="0", WORKER_LOG_LEVEL="error")
+    ended = await bare.process(*command.split(), WORKER_HTTP_PORT="0", WORKER_LOG_LEVEL="error")
     assert ended.code == 3
     assert ended.err.splitlines()[-1] == "no connection to RabbitMQ at 127.0.0.1:1: connection refused"
     assert SECRET not in ended.err
@@ -188,7 +162,7 @@ async def test_an_unreachable_broker_is_exit_3(bare: CommandLine, command: str) 
 @pytest.mark.parametrize("command", ["migrate", "jobs list", "run"])
 async def test_an_unreachable_database_is_exit_3(bare: CommandLine, command: str) -> None:
     """Without a database, a command gives up with one line that names the place, and no password."""
-    ended = await bare(*command.split(), DATABASE_URL=f"postgresql://me:{SECRET}@127.0.0.1:1/jobs")
+    ended = await bare.process(*command.split(), DATABASE_URL=f"postgresql://me:{SECRET}@127.0.0.1:1/jobs")
     assert ended.code == 3
     (line,) = ended.err.splitlines()
     assert line.startswith("PostgreSQL database jobs at 127.0.0.1:1 cannot be reached: ")
@@ -197,7 +171,7 @@ async def test_an_unreachable_database_is_exit_3(bare: CommandLine, command: str
 
 async def test_contract_prints_both_descriptions(bare: CommandLine) -> None:
     """JSON Schema by default, AsyncAPI on demand; neither needs a server."""
-    assert (await bare("contract")).json == json_schemas()
+    assert (await bare.process("contract")).json == json_schemas()
     assert (await bare("contract", "--format", "asyncapi")).json == asyncapi()
 
 
@@ -206,7 +180,7 @@ async def test_migrate(cli: CommandLine, sqlite_url: str) -> None:
     before = await cli("migrate", "--check")
     assert (before.code, before.out) == (1, f"the tables are at revision none, the newest is {REVISION}\n")
     for _ in range(2):
-        assert (await cli("migrate")).code == 0
+        assert (await cli.process("migrate")).code == 0
     assert (await cli("migrate", "--check")).code == 0
     assert await rows(sqlite_url, "SELECT * FROM jobs") == []
 
@@ -409,7 +383,8 @@ async def test_doctor_looks_at_each_server_by_itself(bare: CommandLine) -> None:
     """One server that is away does not hide what is wrong with the others, and no secret is shown."""
     settings: dict[str, Any] = {"DATABASE_URL": f"postgresql://me:{SECRET}@127.0.0.1:1/jobs"}
     settings |= {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1", "OPENAI_LOG": "debug"}
-    ended = await bare("doctor", "--json", **settings)
+    # The SDK reads OPENAI_LOG while it is imported.
+    ended = await bare.process("doctor", "--json", **settings)
     wrong = {finding["what"] for finding in ended.json if not finding["ok"]}
     assert (ended.code, wrong) == (1, {"broker", "database", "OpenAI (default)"})
     assert SECRET not in ended.out + ended.err
@@ -510,11 +485,12 @@ async def test_submit_tells_a_job_that_no_worker_would_read(stored: CommandLine)
 
 async def test_submit_without_queues_says_what_mends_it(cli: CommandLine) -> None:
     """On a broker that is not set up, one line says so."""
-    for options in ([], ["--wait"]):
+    mends = "see `openai-worker doctor`", "run `openai-worker topology apply`"
+    for options, mend in zip(([], ["--wait"]), mends, strict=True):
         ended = await cli("submit", *options, "-", stdin=job("a"))
         assert (ended.code, ended.out) == (1, "")
         (line,) = ended.err.splitlines()
-        assert line.endswith("see `openai-worker doctor`")
+        assert line.endswith(mend)
 
 
 async def test_submit_waits_for_all_replies(stored: CommandLine, broker: Broker) -> None:
@@ -542,7 +518,7 @@ async def test_submit_gives_up_in_time(stored: CommandLine, broker: Broker) -> N
 async def test_submit_survives_a_lost_connection(stored: CommandLine, broker: Broker) -> None:
     """When the connection breaks while it waits, the same job is submitted again and its reply printed."""
     async with worker(broker.url, deaf_to=1) as came:
-        submitting = asyncio.create_task(stored("submit", "--wait", "-", stdin=job("a")))
+        submitting = asyncio.create_task(stored.process("submit", "--wait", "-", stdin=job("a")))
         await until(lambda: came)
         # The worker's connection is cut too; it has answered nothing yet.
         broker.close_connections()
@@ -558,7 +534,8 @@ async def test_a_terminal_sees_progress_and_a_pipe_gets_clean_lines(
     ours, theirs = os.openpty()
     try:
         async with worker(broker.url):
-            ended = await stored("submit", "--wait", "-", stdin=f"{job('a')}\n{job('bad')}", terminal=theirs)
+            both = f"{job('a')}\n{job('bad')}"
+            ended = await stored.process("submit", "--wait", "-", stdin=both, terminal=theirs)
         seen = os.read(ours, 65_536).decode()
     finally:
         os.close(ours)

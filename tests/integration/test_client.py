@@ -115,11 +115,13 @@ async def test_a_lost_connection_fails_the_wait_and_the_next_submit_connects(amq
 async def test_what_nobody_takes_is_an_error(amqp_url: str) -> None:
     """Without a queue for the lane, or without any topology, submit says so, and the client goes on."""
     async with JobClient(amqp_url) as client:
-        with pytest.raises(SubmitError):
+        with pytest.raises(SubmitError, match=r"no exchange openai\.jobs; run `openai-worker topology"):
             await client.submit(job())
+        with pytest.raises(SubmitError, match=r"no exchange openai\.control; run `openai-worker topology"):
+            await client.cancel("j-1")
         async with linked(amqp_url), plain(amqp_url) as channel:
             await channel.queue_delete(lane_queue("tool"))
-            with pytest.raises(SubmitError, match="no queue takes tool"):
+            with pytest.raises(SubmitError, match=r"no queue takes tool.*topology apply"):
                 await client.submit(job())
             await client.submit({**job(), "kind": "vision"})
             assert await count(amqp_url, lane_queue("vision")) == 1

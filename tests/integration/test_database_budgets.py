@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ from worker.adapters.database.opening import Database
 from worker.adapters.database.upkeep import Upkeep
 from worker.domain.attempt import AttemptState, Entry
 from worker.domain.budget import OverBudgetError, Purse
-from worker.domain.events import BudgetSeen
+from worker.domain.events import BudgetSeen, Event
 from worker.ports import Claim, Claimed
 
 BUDGET = 1_000_000
@@ -280,6 +280,40 @@ class TestUpkeep:
             (False, 800_000),
         ]
 
+    async def test_a_warning_outlives_the_worker_that_gives_it(
+        self, database: Database, migrated_url: str
+    ) -> None:
+        """Who dies while telling has told nobody: the next one tells, and only then is it done."""
+
+        def dies(event: object) -> None:
+            assert isinstance(event, BudgetSeen)
+            if event.warn:
+                raise ConnectionAbortedError
+
+        now, job, token = database.clock.now(), a_job(), a_token()
+        await database.store.claim(a_claim(job, token, at=now))
+        record = a_record(job.key, ledger=a_ledger_entry(cost_nano_usd=BUDGET * 9 // 10, occurred_at=now))
+        await database.store.finish(a_finish(job, token, record=record))
+        async with looked_after(migrated_url, database, dies) as upkeep:
+            with pytest.raises(ConnectionAbortedError):
+                await upkeep.look_after_budgets()
+        events = Events()
+        async with looked_after(migrated_url, database, events) as upkeep:
+            await upkeep.look_after_budgets()
+            await upkeep.look_after_budgets()
+        assert [event.warn for event in events.seen if isinstance(event, BudgetSeen)] == [True, False]
+
+    async def test_holds_of_a_budget_that_only_others_know_stay(
+        self, open_worker: OpenWorker, database: Database, migrated_url: str
+    ) -> None:
+        """While workers are given a new budget one after the other, the old ones leave its holds alone."""
+        async with open_worker(budgets={"globex": BUDGET}) as newer:
+            await newer.store.claim(a_claim(a_job(tenant="globex"), a_token()))
+            await asked(migrated_url, database, Upkeep.write_off)
+            assert await holds(migrated_url) == [("job", 1, HELD)]
+        await asked(migrated_url, database, Upkeep.write_off)
+        assert await holds(migrated_url) == []
+
     async def test_sums_are_put_right(
         self, open_worker: OpenWorker, database: Database, migrated_url: str
     ) -> None:
@@ -296,7 +330,9 @@ class TestUpkeep:
 
 
 @asynccontextmanager
-async def looked_after(url: str, database: Database, events: Events) -> AsyncIterator[Upkeep]:
+async def looked_after(
+    url: str, database: Database, events: Callable[[Event], None]
+) -> AsyncIterator[Upkeep]:
     """Open an upkeep that knows the budget, and does nothing by itself."""
     engine = open_engine(url, Use.WRITE)
     yield Upkeep(engine, database, budgets={"acme": BUDGET}, keep_days={}, observer=events)

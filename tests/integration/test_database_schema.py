@@ -166,15 +166,17 @@ async def test_an_attempt_has_one_row_besides_corrections(migrated_url: str, dat
     await finished(database, "job")
     copy = (
         "INSERT INTO usage_ledger (tenant, job_id, attempt_no, entry, model, labels, occurred_at, account,"
-        " requests, unpriced_requests, estimated_requests, estimated_cost_nano_usd)"
-        " SELECT tenant, job_id, attempt_no, '{entry}', model, labels, occurred_at, account,"
-        " requests, unpriced_requests, estimated_requests, estimated_cost_nano_usd FROM usage_ledger"
+        " requests, unpriced_requests, estimated_requests, estimated_cost_nano_usd, booking)"
+        " SELECT tenant, job_id, attempt_no, '{entry}', model, labels, occurred_at, account, requests,"
+        " unpriced_requests, estimated_requests, estimated_cost_nano_usd, {booking} FROM usage_ledger"
+        " WHERE entry = 'measured'"
     )
-    for entry in ("measured", "estimated"):
+    for entry, booking in (("measured", 1), ("estimated", 1), ("measured", "NULL"), ("correction", 1)):
         with pytest.raises(DBAPIError):
-            await execute(migrated_url, copy.format(entry=entry))
-    await execute(migrated_url, copy.format(entry="correction"))
-    assert await rows(migrated_url, "SELECT count(*) FROM usage_ledger") == [(2,)]
+            await execute(migrated_url, copy.format(entry=entry, booking=booking))
+    for _ in range(2):
+        await execute(migrated_url, copy.format(entry="correction", booking="NULL"))
+    assert await rows(migrated_url, "SELECT count(*) FROM usage_ledger") == [(3,)]
 
 
 async def test_views_sum_by_utc_day_and_month(database: Database, migrated_url: str) -> None:

@@ -98,7 +98,7 @@ def oracle(prices: PriceList, usage: Usage) -> int:
 
 
 @pytest.mark.timeout(300)
-async def test_sums_equal_fractions_to_the_last_unit(migrated_url: str) -> None:
+async def test_c07_sums_equal_fractions_to_the_last_unit(migrated_url: str) -> None:
     """Every cost is what exact arithmetic says, and SQL adds all of them up to the same integers."""
     chance = random.Random(20261122)
     lists = [some_prices(chance) for _ in range(50)]

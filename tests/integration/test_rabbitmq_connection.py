@@ -17,21 +17,17 @@ from worker.domain.events import ServerTrouble
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a certificate for localhost that no authority signed; key and certificate in one file."""
-    file = tmp_path_factory.mktemp("tls") / "both.pem"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "1",
-        "-subj",
-        "/CN=localhost",
-    ]
-    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(file), "-out", f"{file}.crt"]
-    subprocess.run(command, check=True, capture_output=True)
+    return made_certificate(tmp_path_factory.mktemp("tls"), days=1)
+
+
+def made_certificate(folder: Path, *, days: int) -> Path:
+    """Return a file with a self-signed certificate and its key; the certificate alone is beside it."""
+    file, asked = folder / "both.pem", folder / "asked.csr"
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    ask = ["req", "-newkey", "rsa:2048", "-nodes", *names, "-keyout", file, "-out", asked]
+    sign = ["x509", "-req", "-in", asked, "-signkey", file, "-copy_extensions", "copy", "-days", str(days)]
+    for command in (ask, [*sign, "-out", f"{file}.crt"]):
+        subprocess.run(["openssl", *command], check=True, capture_output=True)
     file.write_text(file.read_text() + Path(f"{file}.crt").read_text())
     return file
 
@@ -129,7 +125,7 @@ async def test_leaving_while_the_broker_is_away_is_quick(amqp_url: str) -> None:
     assert time.monotonic() - begin < 1
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused(amqp_url: str, certificate: Path) -> None:
+async def test_f10_certificate_that_nobody_vouches_for(amqp_url: str, certificate: Path) -> None:
     """A self-signed certificate, and a good one for another host, are refused; one that we know is taken."""
     async with Proxy(amqp_url, tls=tls_server(certificate)) as proxy:
         url = URL(proxy.url).with_host("localhost")
@@ -144,6 +140,16 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused(amqp_url: str, c
             assert link.healthy
 
 
+async def test_f10_certificate_that_has_expired(amqp_url: str, tmp_path: Path) -> None:
+    """Known or not, it is refused once its time is over."""
+    old = made_certificate(tmp_path, days=-1)
+    async with Proxy(amqp_url, tls=tls_server(old)) as proxy:
+        url = URL(proxy.url).with_host("localhost").with_query(cafile=f"{old}.crt")
+        with pytest.raises(BrokerUnreachableError, match="certificate not accepted: certificate has expired"):
+            async with link_to(str(url), startup_timeout=1):
+                pass
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [
@@ -154,7 +160,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused(amqp_url: str, c
         ("amqp://me:hush@host:port/", "is not a URL"),
     ],
 )
-def test_a_url_that_cannot_be_used_is_refused(url: str, words: str) -> None:
+def test_f10_url_that_cannot_be_used(url: str, words: str) -> None:
     """The error says what is wrong, and quotes nothing of the URL."""
     with pytest.raises(BrokerUrlError, match=words) as raised:
         link_to(url)

@@ -8,15 +8,28 @@ from typing import Any
 
 import aio_pika
 import pytest
-from typing_extensions import override
 
-from schemas.names import JOBS, lane_queue
-from tests.support.broker import Proxy, RealClock, Told, count, linked, plain, send_job, until
+from schemas.names import DEAD, JOBS, lane_queue
+from tests.support.broker import (
+    HastyClock,
+    Proxy,
+    RealClock,
+    SteeredClock,
+    Told,
+    count,
+    linked,
+    plain,
+    send_job,
+    take,
+    until,
+)
 from tests.support.servers import Broker
 from worker.adapters.rabbitmq import topology
 from worker.adapters.rabbitmq.connection import Link
-from worker.adapters.rabbitmq.consumer import WATCH_SECONDS, Consumer
-from worker.adapters.rabbitmq.settling import BROKEN_PAUSE
+from worker.adapters.rabbitmq.consumer import Consumer
+from worker.adapters.rabbitmq.fuse import BROKEN_PAUSE
+from worker.adapters.rabbitmq.topology import DELIVERY_LIMIT
+from worker.adapters.rabbitmq.watchdog import WATCH_SECONDS
 from worker.domain.events import Broken, ServerTrouble
 from worker.ports import Delivery, Settlement
 
@@ -49,24 +62,6 @@ class Handler:
     def bodies(self) -> list[bytes]:
         """What was started, in order."""
         return [one.body for one in self.started]
-
-
-class SteeredClock(RealClock):
-    """Lets nobody sleep through until told."""
-
-    def __init__(self) -> None:
-        self.slept: list[float] = []
-        self._wake = asyncio.Event()
-
-    @override
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        await self._wake.wait()
-
-    def wake(self) -> None:
-        """End all sleeping so far."""
-        self._wake.set()
-        self._wake = asyncio.Event()
 
 
 def make(link: Link, handler: Handler, **changes: Any) -> Consumer:
@@ -273,6 +268,48 @@ async def test_a_handler_that_breaks_does_not_spin(amqp_url: str) -> None:
         assert handler.started[1].redelivered
     [broken] = told.of(Broken)
     assert isinstance(broken.error, ValueError)
+
+
+async def test_where_everything_breaks_nothing_is_given_up(amqp_url: str) -> None:
+    """However often they break, deliveries are kept, not handed back until the broker gives them up."""
+    handler = Handler()
+    handler.verdict = ValueError("broken")
+    handler.free.set()
+    async with linked(amqp_url) as link, running(link, handler, clock=HastyClock()) as consumer:
+        await send_all(amqp_url, *(b"%d" % number for number in range(8)))
+        await until(lambda: handler.finished > 10 * DELIVERY_LIMIT)
+        assert consumer.broken
+        assert consumer.running == 4
+        handler.verdict = Settlement.ACK
+        await until(lambda: not consumer.running and not consumer.waiting)
+        assert not consumer.broken
+    assert {one.body for one in handler.started} == {b"%d" % number for number in range(8)}
+    assert await count(amqp_url, QUEUE) == 0
+    assert await count(amqp_url, DEAD) == 0
+
+
+async def test_one_delivery_that_always_breaks_is_given_up(amqp_url: str) -> None:
+    """While others go through, what breaks is handed back, and ends among the dead."""
+    handled: list[bytes] = []
+
+    async def handler(delivery: Delivery) -> Settlement:
+        handled.append(delivery.body)
+        if delivery.body == b"bad":
+            raise ValueError
+        return Settlement.ACK
+
+    async with linked(amqp_url) as link:
+        settings: dict[str, Any] = {"concurrency": 4, "clock": HastyClock(), "observer": Told()}
+        consumer = Consumer(link, lanes=["completion"], handler=handler, **settings)
+        consumer.start()
+        await send_all(amqp_url, b"bad")
+        for sent in range(1, 100):
+            await send_all(amqp_url, b"good")
+            await until(lambda sent=sent: handled.count(b"good") == sent)
+            if await count(amqp_url, DEAD):
+                break
+        assert (await take(amqp_url, DEAD)).body == b"bad"
+        await consumer.stop()
 
 
 async def test_a_paused_consumer_takes_and_starts_nothing(amqp_url: str) -> None:

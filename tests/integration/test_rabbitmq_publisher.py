@@ -264,20 +264,14 @@ async def test_our_own_cancellation_stays_one(amqp_url: str) -> None:
 
 async def test_an_alarm_bounds_the_wait_and_passes(broker: Broker) -> None:
     """While the broker is short of memory, replies end in PublishError in time; afterwards they arrive."""
-    node = broker.node
     async with linked(broker.url) as link, reply_queue(broker.url) as queue:
         patient, hasty = RabbitPublisher(link, timeout=30), RabbitPublisher(link, timeout=0.5)
-        usual = await asyncio.to_thread(node.evaluate, "vm_memory_monitor:get_vm_memory_high_watermark().")
-        await asyncio.to_thread(node.evaluate, "vm_memory_monitor:set_vm_memory_high_watermark(0.00001).")
-        try:
-            for _ in range(3):
-                with pytest.raises(PublishError, match="no answer in time"):
-                    await hasty.reply(owed(queue.name))
-            waiting = asyncio.create_task(patient.reply(owed(queue.name, reply_id="r-2")))
-        finally:
-            await asyncio.to_thread(
-                node.evaluate, f"vm_memory_monitor:set_vm_memory_high_watermark({usual})."
-            )
+        await asyncio.to_thread(broker.tell_short_of_memory, short=True)
+        for _ in range(3):
+            with pytest.raises(PublishError, match="no answer in time"):
+                await hasty.reply(owed(queue.name))
+        waiting = asyncio.create_task(patient.reply(owed(queue.name, reply_id="r-2")))
+        await asyncio.to_thread(broker.tell_short_of_memory, short=False)
         assert await waiting
         assert await hasty.reply(owed(queue.name, reply_id="r-3"))
         ids = []

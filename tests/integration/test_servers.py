@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import aio_pika
@@ -17,7 +17,8 @@ import pytest
 from dev.folders import fresh_folder
 from dev.postgres import Postgres
 from dev.rabbitmq import RabbitMQ
-from tests.support.servers import Broker
+from dev.servers import RABBITMQ_FOLDER
+from tests.support.servers import Broker, pytest_xdist_auto_num_workers
 
 ROOT = Path(__file__).parents[2]
 SETTLE_SECONDS = 10
@@ -49,19 +50,31 @@ def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
+def names(processes: list[psutil.Process]) -> set[str]:
+    """Return the names of those that have not ended meanwhile, as RabbitMQ's helpers do."""
+    found = set()
+    for one in processes:
+        with suppress(psutil.NoSuchProcess):
+            found.add(one.name())
+    return found
+
+
 @pytest.mark.parametrize(
     ("number", "rabbitmq"),
     # RabbitMQ takes most of the time to start, and is no different.
     [(signal.SIGKILL, ("--rabbitmq",)), (signal.SIGTERM, ()), (signal.SIGINT, ())],
 )
-def test_nothing_outlives_the_runner(number: signal.Signals, rabbitmq: tuple[str, ...]) -> None:
+def test_nothing_outlives_the_runner(
+    number: signal.Signals, rabbitmq: tuple[str, ...], tmp_path: Path
+) -> None:
     """However the runner ends, kill -9 included, its servers and its command end too."""
-    with runner("sh", "-c", "echo up; exec sleep 600", servers=("--postgres", *rabbitmq)) as process:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    with runner("sh", "-c", f"echo up; read _ < {gate}", servers=("--postgres", *rabbitmq)) as process:
         assert process.stdout
         assert process.stdout.readline() == "up\n"
         started = descendants(process)
-        expected = {"postgres", "sleep", *(("beam.smp", "epmd") if rabbitmq else ())}
-        assert expected <= {one.name() for one in started}
+        assert {"postgres", "sh", *(("beam.smp", "epmd") if rabbitmq else ())} <= names(started)
         process.send_signal(number)
         process.wait()
         _gone, alive = psutil.wait_procs(started, timeout=SETTLE_SECONDS)
@@ -70,7 +83,7 @@ def test_nothing_outlives_the_runner(number: signal.Signals, rabbitmq: tuple[str
 
 def test_the_exit_code_is_the_command_s() -> None:
     """What the command returns is what make sees."""
-    with runner("sh", "-c", "exit 7") as process:
+    with runner("sh", "-c", "exit 7", servers=()) as process:
         assert process.wait() == 7
 
 
@@ -202,3 +215,13 @@ async def test_each_test_has_an_empty_virtual_host(broker: Broker) -> None:
         broker.close_connections()
         async with asyncio.timeout(SETTLE_SECONDS):
             await closed.wait()
+
+
+@pytest.mark.parametrize(("folder", "at_once"), [("", False), ("/ours", True)])
+def test_only_our_own_broker_is_shared_by_tests(
+    folder: str, monkeypatch: pytest.MonkeyPatch, *, at_once: bool
+) -> None:
+    """Where AMQP_URL names somebody's virtual host, which each test empties, they run in turn."""
+    monkeypatch.setenv("AMQP_URL", "amqp://elsewhere/")
+    monkeypatch.setenv(RABBITMQ_FOLDER, folder)
+    assert (pytest_xdist_auto_num_workers() > 0) == at_once

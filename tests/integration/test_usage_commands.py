@@ -1,10 +1,7 @@
 """`openai-worker usage` as people run it, and OpenAI's reports from a local server."""
 
-import asyncio
 import json
-import os
-import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,12 +9,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from tests.support.command import CommandLine
 from tests.support.databases import NOON, a_claim, a_finish, a_job, a_ledger_entry, a_record, a_token
 from worker.adapters.database.opening import open_database
 from worker.adapters.database.setup import upgrade
 from worker.domain.attempt import Entry
 
-ROOT = Path(__file__).parents[2]
 MIDNIGHT = int(datetime(2026, 11, 22, tzinfo=UTC).timestamp())
 RANGE = ("--from", "2026-11-22", "--to", "2026-11-22")
 
@@ -100,36 +97,18 @@ async def reports() -> AsyncIterator[Reports]:
     await runner.cleanup()
 
 
-Run = Callable[..., Any]
-
-
 @pytest.fixture
-async def booked(sqlite_url: str, tmp_path: Path, reports: Reports) -> Run:
-    """Leave two rows in a ledger, and return what runs `openai-worker usage`."""
+async def booked(sqlite_url: str, tmp_path: Path, reports: Reports) -> CommandLine:
+    """Leave two rows in a ledger, and return the command line."""
     await upgrade(sqlite_url)
     await book(sqlite_url, "a", "b")
 
-    async def run(*arguments: str) -> tuple[int, str, str]:
-        settings = {
-            "PYTHONPATH": str(ROOT),
-            "DATABASE_URL": sqlite_url,
-            "OPENAI_ADMIN_KEY": "sk-admin-not-a-key",
-            "OPENAI_BASE_URL": reports.url,
-        }
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "worker",
-            *arguments,
-            cwd=tmp_path,
-            env=os.environ | settings,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        out, err = await process.communicate()
-        return process.returncode or 0, out.decode(), err.decode()
-
-    return run
+    return CommandLine(
+        tmp_path,
+        DATABASE_URL=sqlite_url,
+        OPENAI_ADMIN_KEY="sk-admin-not-a-key",
+        OPENAI_BASE_URL=reports.url,
+    )
 
 
 async def book(url: str, *names: str, **entry: Any) -> None:
@@ -145,7 +124,7 @@ async def book(url: str, *names: str, **entry: Any) -> None:
 class TestReconcile:
     """The ledger against OpenAI's reports."""
 
-    async def test_agrees(self, booked: Run, reports: Reports) -> None:
+    async def test_agrees(self, booked: CommandLine, reports: Reports) -> None:
         """Equal figures end with 0; the admin key is sent, all pages are read, days are UTC."""
         reports.agree()
         code, out, err = await booked("usage", "reconcile", *RANGE, "--json")
@@ -156,7 +135,9 @@ class TestReconcile:
             assert request.query["end_time"] == str(MIDNIGHT + 86_400)
             assert "project_id" in request.url.query_string
 
-    async def test_names_differences_and_causes(self, booked: Run, reports: Reports, sqlite_url: str) -> None:
+    async def test_names_differences_and_causes(
+        self, booked: CommandLine, reports: Reports, sqlite_url: str
+    ) -> None:
         """Estimates, unpriced rows and calls made elsewhere are told apart."""
         await book(sqlite_url, "unknown", entry=Entry.ESTIMATED)
         await book(sqlite_url, "unpriced", cost_nano_usd=None, prices=None)
@@ -180,14 +161,14 @@ class TestReconcile:
         assert "1 of our requests have no price" in total["likely_causes"]
         assert "calls made elsewhere" in model["likely_causes"]
 
-    async def test_tolerance(self, booked: Run, reports: Reports) -> None:
+    async def test_tolerance(self, booked: CommandLine, reports: Reports) -> None:
         """Small differences pass where they are allowed, and only there."""
         reports.agree()
         reports.pages["costs"][1] = [cost("proj-1", "output", 0.000141)]
-        assert (await booked("usage", "reconcile", *RANGE, "--tolerance", "0.1"))[0] == 1
-        assert (await booked("usage", "reconcile", *RANGE, "--tolerance", "1"))[0] == 0
+        assert (await booked("usage", "reconcile", *RANGE, "--tolerance", "0.1")).code == 1
+        assert (await booked("usage", "reconcile", *RANGE, "--tolerance", "1")).code == 0
 
-    async def test_no_report_is_no_agreement(self, booked: Run, reports: Reports) -> None:
+    async def test_no_report_is_no_agreement(self, booked: CommandLine, reports: Reports) -> None:
         """A refused key is told in one line, without the key."""
         reports.status = 401
         code, _, err = await booked("usage", "reconcile", *RANGE)
@@ -197,7 +178,7 @@ class TestReconcile:
 class TestCommands:
     """The other commands on usage."""
 
-    async def test_report_by_label_and_filter(self, booked: Run) -> None:
+    async def test_report_by_label_and_filter(self, booked: CommandLine) -> None:
         """Any group and filter can be asked for; what cannot is named."""
         code, out, _ = await booked(
             "usage", "report", "--by", "label:feature,project", "--label", "feature=summaries", "--json"
@@ -205,26 +186,29 @@ class TestCommands:
         (row,) = json.loads(out)
         assert (code, row["label:feature"], row["project"], row["requests"]) == (0, "summaries", "proj-1", 2)
         for wrong in (["--by", "colour"], ["--by", 'label:"'], ["--label", "feature"]):
-            assert (await booked("usage", "report", *wrong))[0] == 2
+            assert (await booked("usage", "report", *wrong)).code == 2
 
-    async def test_export(self, booked: Run, tmp_path: Path) -> None:
+    async def test_export(self, booked: CommandLine, tmp_path: Path) -> None:
         """CSV goes to a file or to standard output, the same bytes; Parquet to a folder."""
-        _, out, err = await booked("usage", "export", *RANGE)
+        _, out, err = await booked.process("usage", "export", *RANGE)
         assert (out.count("\n"), err) == (3, "2 rows written\n")
-        assert (await booked("usage", "export", *RANGE, "-o", "out.csv"))[0] == 0
+        to_file = ("usage", "export", *RANGE, "-o", "out.csv")
+        assert (await booked(*to_file)).code == 0
         assert (tmp_path / "out.csv").read_text() == out
-        assert (await booked("usage", "export", *RANGE, "-o", "out.csv"))[0] == 2
-        assert (await booked("usage", "export", *RANGE, "-o", "out.csv", "--resume"))[2] == "0 rows written\n"
-        assert (await booked("usage", "export", "--format", "parquet", "-o", "folder"))[0] == 0
+        assert (await booked("usage", "export", *RANGE, "-o", "out.csv")).code == 2
+        assert (
+            await booked("usage", "export", *RANGE, "-o", "out.csv", "--resume")
+        ).err == "0 rows written\n"
+        assert (await booked("usage", "export", "--format", "parquet", "-o", "folder")).code == 0
         assert [part.name for part in (tmp_path / "folder").iterdir()] == ["part-00000.parquet"]
 
-    async def test_reprice_and_erase(self, booked: Run) -> None:
+    async def test_reprice_and_erase(self, booked: CommandLine) -> None:
         """Pricing again is a dry run until applied; content is erased, not the bill."""
         code, out, err = await booked("usage", "reprice", "--json")
         assert (code, len(json.loads(out))) == (0, 2), err
         assert "2 corrections to append with --apply" in err
-        assert "2 corrections appended" in (await booked("usage", "reprice", "--apply"))[2]
-        assert (await booked("usage", "reprice", "--apply"))[2].startswith("0 corrections")
-        assert (await booked("jobs", "erase", "--tenant", "acme"))[2] == "0 bodies erased\n"
-        (row,) = json.loads((await booked("usage", "report", "--by", "tenant", "--json"))[1])
+        assert "2 corrections appended" in (await booked("usage", "reprice", "--apply")).err
+        assert (await booked("usage", "reprice", "--apply")).err.startswith("0 corrections")
+        assert (await booked("jobs", "erase", "--tenant", "acme")).err == "0 bodies erased\n"
+        (row,) = (await booked("usage", "report", "--by", "tenant", "--json")).json
         assert row["requests"] == 2

@@ -21,6 +21,7 @@ from yarl import URL
 from schemas.names import JOBS
 from worker.adapters.rabbitmq import topology
 from worker.adapters.rabbitmq.connection import Link
+from worker.adapters.rabbitmq.fuse import BROKEN_PAUSE
 from worker.domain.events import Event
 from worker.ports import Delivery
 
@@ -41,6 +42,34 @@ class RealClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+class SteeredClock(RealClock):
+    """Lets nobody sleep through until told."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+        self._wake = asyncio.Event()
+
+    @override
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await self._wake.wait()
+
+    def wake(self) -> None:
+        """End all sleeping so far."""
+        self._wake.set()
+        self._wake = asyncio.Event()
+
+
+class HastyClock(RealClock):
+    """Spends the pauses of what broke in no time; all else sleeps for ever."""
+
+    @override
+    async def sleep(self, seconds: float) -> None:
+        if seconds != BROKEN_PAUSE:
+            await asyncio.Event().wait()
+        await asyncio.sleep(0)
 
 
 class Told:

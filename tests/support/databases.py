@@ -1,8 +1,10 @@
 """Databases for tests: a fresh SQLite file and a fresh PostgreSQL database, and what is written to them."""
 
+import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -50,20 +52,62 @@ def postgres_server() -> str:
 
 
 @asynccontextmanager
-async def fresh_postgres() -> AsyncIterator[str]:
-    """Create an empty database, and drop it with whatever is still connected."""
-    server = postgres_server()
+async def fresh_postgres(template: str = "template1") -> AsyncIterator[str]:
+    """Create a database, empty or as another one is, and drop it with whatever is still connected."""
     name = f"test_{secrets.token_hex(8)}"
-    parts = urlsplit(server)
-    admin = await asyncpg.connect(server)
-    try:
-        await admin.execute(f"CREATE DATABASE {name}")
+    async with _server() as admin:
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         try:
-            yield urlunsplit(parts._replace(path=f"/{name}"))
+            yield urlunsplit(urlsplit(postgres_server())._replace(path=f"/{name}"))
         finally:
             await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@asynccontextmanager
+async def _server() -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(postgres_server())
+    try:
+        yield connection
     finally:
-        await admin.close()
+        await connection.close()
+
+
+class Templates:
+    """A database of each kind with the newest tables: a copy takes less than making them again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "template.db"
+        self._name = ""
+
+    async def sqlite(self) -> Path:
+        """Return the file."""
+        if not self._file.exists():
+            await upgrade(f"sqlite:///{self._file}")
+        return self._file
+
+    async def postgres(self) -> str:
+        """Return the name of the database."""
+        if not self._name:
+            name = f"test_{secrets.token_hex(8)}"
+            async with _server() as admin:
+                await admin.execute(f"CREATE DATABASE {name}")
+            self._name = name
+            await upgrade(urlunsplit(urlsplit(postgres_server())._replace(path=f"/{name}")))
+        return self._name
+
+    async def drop(self) -> None:
+        """Leave nothing on the server."""
+        if self._name:
+            async with _server() as admin:
+                await admin.execute(f"DROP DATABASE {self._name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Templates]:
+    """Give what databases are copied from."""
+    made = Templates(tmp_path_factory.mktemp("templates"))
+    yield made
+    asyncio.run(made.drop())
 
 
 @pytest.fixture
@@ -89,11 +133,17 @@ async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
         yield url
 
 
-@pytest.fixture
-async def migrated_url(database_url: str) -> str:
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def migrated_url(
+    request: pytest.FixtureRequest, tmp_path: Path, templates: Templates
+) -> AsyncIterator[str]:
     """Give a database of each kind, with the newest tables."""
-    await upgrade(database_url)
-    return database_url
+    if request.param == "sqlite":
+        copied = shutil.copy(await templates.sqlite(), tmp_path / "worker.db")
+        yield f"sqlite:///{copied}"
+        return
+    async with fresh_postgres(await templates.postgres()) as url:
+        yield url
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The shared quota in memory, computed with the arithmetic that the database must agree with."""
 
-from worker.domain.bucket import Bucket, Size
+from tests.support.bucket import Bucket, Shutter
+from worker.domain.bucket import Size
 from worker.domain.quota import Exchange, Exchanged, Grant, MeterGrant, MeterOrder, Order, Sample
 from worker.ports import Clock
 
@@ -15,7 +16,8 @@ class MemoryQuota:
         self._buckets: dict[tuple[str, str, str], Bucket] = {}
         self._told: dict[tuple[str, str, str], float] = {}
         self._gaps: dict[tuple[str, str, str], float] = {}
-        self._closed: dict[tuple[str, str], tuple[float, str]] = {}
+        self._shutters: dict[tuple[str, str], Shutter] = {}
+        self._closed_for: dict[tuple[str, str], str] = {}
         self._accounts: dict[str, tuple[float, str]] = {}
         self._samples: dict[str, Sample] = {}
         self.paused: set[str] = set()
@@ -46,19 +48,25 @@ class MemoryQuota:
 
     def _grant(self, order: Order, now: float) -> Grant:
         gate = (order.account, order.name)
+        before = shutter = self._shutters.get(gate, Shutter())
         if order.close_seconds:
-            self._closed[gate] = (now + order.close_seconds, order.close_reason)
-        until, reason = self._closed.get(gate, (0.0, ""))
+            shutter = shutter.refused(now, order.close_seconds, after=order.close_after)
+            self._shutters[gate], self._closed_for[gate] = shutter, order.close_reason
+        opening, close = shutter.opening(now), bool(order.close_seconds)
         return Grant(
-            requests=self._draw((*gate, "requests"), order.requests, now),
-            tokens=self._draw((*gate, "tokens"), order.tokens, now),
-            closed_seconds=until - now,
-            closed_for=reason,
+            requests=self._draw((*gate, "requests"), order.requests, now, before, close=close),
+            tokens=self._draw((*gate, "tokens"), order.tokens, now, before, close=close),
+            closed_seconds=opening.closed,
+            gentle_seconds=opening.gentle,
+            closings=shutter.closings,
+            closed_for=self._closed_for.get(gate, ""),
             paused=order.name in self.paused,
             others=self.others,
         )
 
-    def _draw(self, key: tuple[str, str, str], order: MeterOrder, now: float) -> MeterGrant:
+    def _draw(
+        self, key: tuple[str, str, str], order: MeterOrder, now: float, shutter: Shutter, *, close: bool
+    ) -> MeterGrant:
         if order.told is not None:
             self._told[key] = order.told
         if order.gap is not None:
@@ -66,8 +74,9 @@ class MemoryQuota:
         size = Size(order.limit, order.handful) if order.limit else None
         if size is None:
             return MeterGrant(told=self._told.get(key))
-        bucket = self._buckets.get(key, Bucket(size.burst, now)).drawn(size, now, order.draw)
-        self._buckets[key] = bucket
+        bucket = self._buckets.get(key, Bucket(size.burst, now))
+        bucket = bucket.drawn(size, now, order.draw, shutter.opening(bucket.at))
+        self._buckets[key] = bucket = bucket.closed() if close else bucket
         level = bucket.level + order.draw.units
         told, gap = self._told.get(key), self._gaps.get(key)
         return MeterGrant(level=level, drift=bucket.drift, told=told, gap=gap)

@@ -3,7 +3,10 @@
 At its end a test calls `scene.holds(...)`, which stops the workers and checks the invariants.
 """
 
+import asyncio
+import json
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from dev.folders import fresh_folder
+from dev.rabbitmq import RabbitMQ
 from tests.support.broker import plain, until
 from tests.support.failpoints import FAILPOINT
 from tests.support.invariants import Allowance, Evidence, check, ready_counts
@@ -25,8 +30,11 @@ from worker.domain.job import JobKey
 
 LEASE_SECONDS = 2
 SETTLE_SECONDS = float(os.environ.get("FAULTS_SETTLE_SECONDS", "45"))
+START_SECONDS = 90.0
+"""Several may start at a time, on a machine that has other things to do."""
 SECRET = "the-prompt-that-no-log-may-show"
 KEY = "sk-test-not-a-key"
+_POLL_SECONDS = 0.1
 
 
 class Scene:
@@ -49,7 +57,7 @@ class Scene:
         self.workers: list[WorkerProcess] = []
         self._folder = folder
         self._stack = stack
-        self._sent: list[JobKey] = []
+        self._sent: dict[JobKey, None] = {}
 
     async def worker(
         self, failpoint: str | None = None, *, wait: bool = True, **settings: Any
@@ -76,7 +84,7 @@ class Scene:
         )
         self.workers.append(worker)
         if wait:
-            await worker.ready()
+            await worker.ready(within=START_SECONDS)
         return worker
 
     async def send(self, job_id: str, text: str = "", **fields: Any) -> None:
@@ -84,10 +92,19 @@ class Scene:
         properties = fields.pop("properties", {})
         lane = fields.pop("lane", "completion")
         body = completion(job_id, f"{SECRET} <{job_id}> {text}", **fields)
-        key = JobKey(body["tenant"], job_id)
-        if key not in self._sent:
-            self._sent.append(key)
+        self.expect(job_id, body["tenant"])
         await self.producer.send(body, lane=lane, **properties)
+
+    def configure(self, text: str) -> None:
+        """Write the file that workers started from now on read their configuration from."""
+        (self._folder / "worker.toml").write_text(text)
+
+    async def command(self, *arguments: str) -> tuple[int, str]:
+        """Run `openai-worker` to its end; return exit code and what it printed."""
+        settings = {"AMQP_URL": self.broker.url, "DATABASE_URL": self.database_url}
+        async with running(*arguments, folder=self._folder, settings=settings) as process:
+            code = await process.ended(within=START_SECONDS)
+            return code, "\n".join(line.get("text") or json.dumps(line) for line in process.log)
 
     async def rows(self, query: str) -> list[dict[str, Any]]:
         """Return what a query finds."""
@@ -121,7 +138,7 @@ class Scene:
 
     def expect(self, job_id: str, tenant: str = "acme") -> None:
         """Count a job that was sent by other means among those that must have an outcome."""
-        self._sent.append(JobKey(tenant, job_id))
+        self._sent[JobKey(tenant, job_id)] = None
 
     async def forget_messages(self) -> None:
         """Lose every job's message, as a broker does that loses its disk."""
@@ -146,12 +163,13 @@ class Scene:
         query = "SELECT job_id FROM jobs WHERE status IN ('waiting', 'running') OR reply_status = 'pending'"
         await until(lambda: len(self.producer.jobs_answered()) >= wanted, within=within)
         while len(await self.rows("SELECT job_id FROM jobs")) < len(self._sent) or await self.rows(query):
-            open_jobs = await self.rows(query)
-            assert time.monotonic() < end, f"not settled: {open_jobs}"
+            await asyncio.sleep(_POLL_SECONDS)
+            assert time.monotonic() < end, f"not settled: {await self.rows(query)}"
         quiet = 0  # between two looks a message may have gone from a room to its lane
         while quiet < 2:
             busy = {name: count for name, count in (await ready_counts(self.broker.url)).items() if count}
             quiet = 0 if busy else quiet + 1
+            await asyncio.sleep(_POLL_SECONDS)
             assert time.monotonic() < end, f"not drained: {busy}"
 
     async def holds(self, *, within: float = SETTLE_SECONDS, **allowed: Any) -> None:
@@ -163,7 +181,7 @@ class Scene:
         await self.upstream.settled()
         secrets = (SECRET, KEY, *_passwords(self.broker.url, self.database_url))
         evidence = Evidence(
-            sent=self._sent,
+            sent=list(self._sent),
             replies=self.producer.replies,
             requests=self.upstream.requests,
             dead=await self.producer.dead(),
@@ -199,4 +217,23 @@ async def staged(broker: Broker, database_url: str, folder: Path) -> AsyncIterat
 async def scene(broker: Broker, database_url: str, tmp_path: Path) -> AsyncIterator[Scene]:
     """Give a scene on this test's broker and database."""
     async with staged(broker, database_url, tmp_path) as staged_scene:
+        yield staged_scene
+
+
+@pytest.fixture
+async def own_broker() -> AsyncIterator[Broker]:
+    """Give a node of its own, for a test that steers it as a whole: others share the common one."""
+    with fresh_folder() as folder:
+        node = RabbitMQ(folder)
+        try:
+            await asyncio.to_thread(node.start)
+            yield Broker(url=node.url, vhost="/", owner=node)
+        finally:
+            await asyncio.to_thread(node.stop, how=signal.SIGKILL)
+
+
+@pytest.fixture
+async def own_scene(own_broker: Broker, database_url: str, tmp_path: Path) -> AsyncIterator[Scene]:
+    """Give a scene on a broker that nobody else uses."""
+    async with staged(own_broker, database_url, tmp_path) as staged_scene:
         yield staged_scene

@@ -22,6 +22,8 @@ from worker.adapters.rabbitmq.topology import EXCHANGES, QUEUES
 
 LACKING = "no broker: run the tests with `make test`, or set AMQP_URL to an empty virtual host"
 IN_USE = f"the virtual host of AMQP_URL has {JOBS} already: name an empty one, tests delete what is there"
+MOST_AT_ONCE = 4
+"""A test has up to 16 connections to PostgreSQL, which allows 100 by default."""
 NOT_OURS = "this test steers the broker itself: unset AMQP_URL, so that `make test` starts one"
 
 
@@ -45,6 +47,25 @@ class Broker:
         """Cut every connection to this virtual host, as an operator can."""
         listing = f'rabbit_connection_tracking:list(<<"{self.vhost}">>)'
         self.node.evaluate(f'rabbit_connection_tracking_handler:close_connections({listing}, "test", 0).')
+
+    def tell_short_of_memory(self, *, short: bool) -> None:
+        """Tell the connections to this virtual host, and no others, what a memory alarm tells all."""
+        vhost = f'{{vhost, <<"{self.vhost}">>}}'
+        self.node.evaluate(
+            f"[Reader ! {{conserve_resources, memory, {str(short).lower()}}} || "
+            f"[{{pid, Reader}}, {vhost}] <- rabbit_networking:connection_info_all([pid, vhost])]."
+        )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many tests `-n auto` runs at once: one more than there are cores, as many tests wait.
+
+    0 stands for one after the other: on somebody else's broker all of them empty the same virtual host.
+    """
+    if os.environ.get("AMQP_URL") and not os.environ.get(RABBITMQ_FOLDER):
+        return 0
+    return min(len(os.sched_getaffinity(0)) + 1, MOST_AT_ONCE)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.domain.bucket import Bucket, Draw, Size, drift_told, starts
+from tests.support.bucket import Bucket
+from worker.domain.bucket import Draw, Size, drift_told, starts
 
 _CHUNK = st.tuples(
     st.floats(0, 5),  # seconds since the last draw

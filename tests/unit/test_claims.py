@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from worker.domain.claims import (
+    SUSPICIOUS,
     Decision,
     JobStatus,
     Postpone,
@@ -77,6 +78,19 @@ def test_dead_owner_loses_the_job(alive_until: datetime | None) -> None:
     assert decided(replace(RUNNING, owner_alive_until=alive_until)) == Take(
         attempt_no=4, step_attempts=2, intent=True, takeover=True
     )
+
+
+@pytest.mark.parametrize("status", [JobStatus.RUNNING, JobStatus.WAITING])
+def test_suspect_is_taken_without_an_attempt(status: JobStatus) -> None:
+    """It may have to wait for others of its kind, so that its attempt is written once it may run."""
+    takeover = status is JobStatus.RUNNING
+    suspect = replace(
+        RUNNING, status=status, owner_alive_until=None, takeovers=SUSPICIOUS - takeover, next_attempt_at=None
+    )
+    taken = Take(attempt_no=3, step_attempts=2, intent=False, takeover=takeover)
+    assert decided(suspect) == taken
+    before = replace(suspect, takeovers=suspect.takeovers - 1)
+    assert decided(before) == replace(taken, attempt_no=4, intent=True)
 
 
 def test_claim_without_intent_starts_no_attempt() -> None:

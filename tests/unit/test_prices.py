@@ -164,7 +164,7 @@ def _oracle(prices: PriceList, usage: Usage) -> int:
     return round(dollars * 10**9)
 
 
-def test_equals_fractions_to_the_last_unit() -> None:
+def test_c07_equals_fractions_to_the_last_unit() -> None:
     """Ten thousand random usages at random prices cost what exact arithmetic says, in any decimal context."""
     chance = random.Random(20261122)
     with localcontext() as context:

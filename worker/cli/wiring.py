@@ -5,6 +5,7 @@ of them, and `--help` none.
 """
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -142,6 +143,17 @@ async def openai(loaded: "Settings") -> AsyncIterator[tuple["OpenAIClient", list
     credentials = resolve_credentials(loaded)
     async with openai_client(loaded, credentials.values()) as client:
         yield client, list(credentials)
+
+
+@contextmanager
+def to_stay() -> Iterator[None]:
+    """Import without looking for garbage in what stays for good, now and in every later collection."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextmanager

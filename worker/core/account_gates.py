@@ -22,6 +22,11 @@ class AccountGates:
         self._to_close: dict[str, tuple[float, str]] = {}
         self._to_open: set[str] = set()
 
+    @property
+    def all_open(self) -> bool:
+        """Whether no request has to ask first."""
+        return not self._closed
+
     def closed(self, account: str) -> bool:
         """Whether a request has to ask first."""
         return account in self._closed

@@ -18,12 +18,11 @@ from worker.ports import AlreadyDone, Finish, OwedReply
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """How a job ends. `poison`: it is suspected of killing its workers, and is kept among the dead too."""
+    """How a job ends."""
 
     status: ReplyStatus
     answer: Answer | None = None
     failure: Failure | None = None
-    poison: bool = False
     is_bug: bool = False
     """The program itself failed; observers are told where."""
 
@@ -52,16 +51,6 @@ def end_of_error(error: Exception) -> End:
         case _:
             message = f"internal error ({type(error).__name__}); the worker's log says where"
             return replace(failed(FailureCode.INTERNAL, message), is_bug=True)
-
-
-def poisoned(takeovers: int) -> End:
-    """Return the end of a job that its workers do not survive."""
-    message = f"its worker died or stalled {takeovers} times while it ran this job"
-    return End(
-        status=ReplyStatus.FAILED,
-        failure=Failure(code=FailureCode.INTERNAL, message=message),
-        poison=True,
-    )
 
 
 def failed(code: FailureCode, message: str) -> End:

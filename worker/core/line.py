@@ -24,6 +24,7 @@ class Waiter:
     future: asyncio.Future[None]
     probe: bool = False
     """It tries closed credentials."""
+    in_line: bool = False
     timer: asyncio.TimerHandle | None = None
     """Set once its start is known."""
     expected: tuple[float, float] | None = None
@@ -70,7 +71,7 @@ class _Tenants:
 
     def _tidy(self) -> None:
         for tenant, line in list(self.lines.items()):
-            while line and line[0][-1].gone:
+            while line and not line[0][-1].in_line:
                 heapq.heappop(line)
             if not line:
                 del self.lines[tenant]
@@ -88,22 +89,32 @@ class Line:
         self._high = _Tenants(weight)
         self._streak = 0
         self._weight = weight
+        self._waiting = 0
+        self.tokens = 0.0
+        """Of all who wait."""
 
     def __iter__(self) -> Iterator[Waiter]:
         """Return all who wait, in no order."""
         for lines in (self._high.lines, self._normal.lines):
             for line in lines.values():
-                yield from (waiter for _, _, waiter in line if not waiter.gone)
+                yield from (waiter for _, _, waiter in line if waiter.in_line)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __bool__(self) -> bool:
-        return any(True for _ in self)
+        return self._waiting
 
     def push(self, waiter: Waiter) -> None:
         """Let a request stand in line, by the time its job first arrived."""
         (self._high if waiter.need.high else self._normal).push(waiter)
+        waiter.in_line = True
+        self._waiting += 1
+        self.tokens += waiter.tokens
+
+    def leave(self, waiter: Waiter) -> None:
+        """Take out one that waits no longer, if it is in line."""
+        if waiter.in_line:
+            waiter.in_line = False
+            self._waiting -= 1
+            self.tokens = self.tokens - waiter.tokens if self._waiting else 0.0
 
     def put_back(self, waiter: Waiter) -> None:
         """Let one that was taken out stand in its place again."""
@@ -118,6 +129,7 @@ class Line:
         for one in lines:
             waiter = one.pop(may)
             if waiter is not None:
+                self.leave(waiter)
                 self._streak = self._streak + 1 if waiter.need.high else 0
                 return waiter
         return None

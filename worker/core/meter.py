@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from worker.domain.bucket import Draw, Size, drift_told, starts
+from worker.domain.bucket import OPEN, Draw, Opening, Size, drift_told, starts
 from worker.domain.quota import MeterGrant, MeterOrder
 from worker.domain.rate_headers import Level
 
@@ -18,6 +18,8 @@ class Meter:
     size: Size | None = None
     level: float = 0.0
     at: float = 0.0
+    opening: Opening = OPEN
+    """How it refills, seen from then."""
     drift: float = 0.0
     unused: float = 0.0
     """To be given back with the next order."""
@@ -52,7 +54,9 @@ class Meter:
         """Return the shared level, as far as it is known here."""
         if self.size is None:
             return 0.0
-        return min(self.size.burst, self.level + self.size.rate * max(0.0, now - self.at))
+        past = max(0.0, now - self.at)
+        most = self.size.burst if past >= self.opening.gentle else 0.0
+        return min(most, self.level + self.size.rate * self.opening.refilled(past))
 
     def wait(self, ahead: float, units: float, now: float) -> float:
         """Return the seconds until so many units could go behind others."""
@@ -60,7 +64,14 @@ class Meter:
             return 0.0
         level = min(self.size.burst, self.estimate(now) + self.unused)
         short = ahead + self.size.threshold(units) - level - self.hand
-        return max(0.0, short / self.size.rate)
+        return max(0.0, self._left_of_opening(now).until(short / self.size.rate)) if short > 0 else 0.0
+
+    def budget(self, share: float, seconds: float, now: float) -> float:
+        """Return what a worker with this share of it may draw for so many seconds."""
+        if self.size is None:
+            return float("inf")
+        refill = self._left_of_opening(now).refilled(seconds) * self.size.rate
+        return share * (max(0.0, self.estimate(now)) + refill)
 
     def order(self, units: float, largest: float) -> MeterOrder:
         """Return the order for so many units, the largest single request among them."""
@@ -94,11 +105,19 @@ class Meter:
         self.level, self.at, self.drift = grant.level - units, now, grant.drift
         if self.size is None:
             return [0.0] * len(needs)
-        return starts(self.size, grant.level, needs)
+        return starts(self.size, grant.level, needs, self.opening)
 
-    def left(self, level: float) -> float:
-        """Return what OpenAI should have left at a shared level, had there never been any drift."""
-        return (self.size.floor if self.size else 0.0) + level - self.drift
+    def left(self, level: float, wait: float) -> float:
+        """Return what OpenAI should have left so long after a shared level, had there been no drift."""
+        if self.size is None:
+            return 0.0
+        return min(self.size.limit, self.size.floor + level + self.size.rate * wait - self.drift)
+
+    def _left_of_opening(self, now: float) -> Opening:
+        if self.opening is OPEN:
+            return OPEN
+        past = now - self.at
+        return Opening(self.opening.closed - past, self.opening.gentle - past)
 
     def _resize(self) -> None:
         known = [limit for limit in (self.configured, self.told) if limit is not None]

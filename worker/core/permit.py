@@ -9,7 +9,6 @@ from worker.core.account_gates import AccountGates
 from worker.core.gate import Gate
 from worker.core.limits import Need, Permit
 from worker.core.samples import Samples
-from worker.domain.rate_headers import read_rate_headers
 from worker.domain.usage import Usage
 
 
@@ -29,7 +28,7 @@ class GatePermit(Permit):
 
     @override
     def heard(self, headers: Mapping[str, str]) -> None:
-        self.gate.heard(read_rate_headers(headers), self.expected)
+        self.gate.heard(headers, self.expected)
 
     @override
     def answered(self, usage: Usage | None) -> None:

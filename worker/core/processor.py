@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
+from schemas.failure import FailureCode
 from schemas.names import X_PARKED, Kind
 from worker.core.accounting import intent_for
 from worker.core.ending import (
@@ -16,9 +17,9 @@ from worker.core.ending import (
     end_of_error,
     end_of_result,
     erased_reply,
+    failed,
     finish_of,
     finished_event,
-    poisoned,
 )
 from worker.core.intake import Rejection
 from worker.core.journal import Journal, LostClaimError
@@ -30,6 +31,7 @@ from worker.core.run import JobRun, check_budget, check_deadline, need_of
 from worker.core.services import Services
 from worker.core.worktime import StoppedError
 from worker.domain.attempt import Intent
+from worker.domain.claims import SUSPICIOUS
 from worker.domain.events import Broken, JobRepeated, JobWaits
 from worker.domain.job import Job, JobKey
 from worker.domain.retry import room_seconds
@@ -49,8 +51,6 @@ from worker.ports import (
 
 _BROKER_PAUSE: Final = 10.0
 """Seconds before a delivery goes back whose copy the broker did not take."""
-_SUSPICIOUS: Final = 2
-"""How many workers must have died over a job before it runs by itself: one death says nothing about it."""
 _SUSPECT_HEAD_START: Final = 1.0
 """Seconds that other suspects have to be released before one runs."""
 _SUSPECT_PAUSE: Final = 5.0
@@ -125,7 +125,8 @@ class Processor:
         if not isinstance(result, Claimed):
             _give_back(admitted)
             return result
-        if result.cancel_requested or result.over_budget:  # then the intent was not written
+        # Then the intent was not written.
+        if result.cancel_requested or result.over_budget or result.takeovers >= SUSPICIOUS:
             _give_back(admitted)
             admitted = None
         return JobRun(job, result, Journal(job, result, token, services), services, admitted)
@@ -142,7 +143,7 @@ class Processor:
     async def _run(self, delivery: Delivery, run: JobRun) -> Settlement:
         self._running[run.job.key] = run
         try:
-            return await self._finish(delivery, run, await self._work(run))
+            return await self._finish(run, await self._work(delivery, run))
         except PostponedError as postponed:
             return await self._postpone(delivery, run, postponed)
         except LostClaimError:
@@ -157,12 +158,12 @@ class Processor:
             if self._suspect == run.job.key:
                 self._suspect = None
 
-    async def _work(self, run: JobRun) -> End:
+    async def _work(self, delivery: Delivery, run: JobRun) -> End:
         """Run the job to its end. Raises what postpones it or takes it away."""
         claimed = run.claimed
         if claimed.takeovers > self._services.policy.max_takeovers:
-            return poisoned(claimed.takeovers)
-        if claimed.takeovers >= _SUSPICIOUS:
+            return await self._put_away(delivery, claimed.takeovers)
+        if claimed.takeovers >= SUSPICIOUS:
             await self._isolate(run.job.key)
         try:
             if claimed.cancel_requested:
@@ -186,9 +187,16 @@ class Processor:
         # The others are released first: a claim that it took along would count against its job.
         await self._services.clock.sleep(_SUSPECT_HEAD_START)
 
-    async def _finish(
-        self, delivery: Delivery, run: JobRun, end: End, *, refused: bool = False
-    ) -> Settlement:
+    async def _put_away(self, delivery: Delivery, takeovers: int) -> End:
+        """Bury a job that its workers do not survive, then end it: a crash in between buries it twice."""
+        reason = f"its worker died or stalled {takeovers} times while it ran this job"
+        try:
+            await self._publisher.bury(delivery, reason)
+        except PublishError:
+            raise PostponedError(_BROKER_PAUSE, "it cannot be put among the dead") from None
+        return failed(FailureCode.INTERNAL, reason)
+
+    async def _finish(self, run: JobRun, end: End, *, refused: bool = False) -> Settlement:
         """Commit 2, then the reply; should that fail, the database still owes it.
 
         An outcome that the database refuses becomes a failure.
@@ -203,12 +211,10 @@ class Processor:
             # Else the job would stay ours, neither done nor anybody else's.
             self._services.observer(Broken(key=run.job.key, where="finish", error=error))
             run.journal.doubt(finish.record)
-            return await self._finish(delivery, run, end_of_error(error), refused=True)
+            return await self._finish(run, end_of_error(error), refused=True)
         if not kept:
             raise LostClaimError
         self._services.observer(finished_event(run, finish))
-        if end.poison and end.failure:
-            await self._publisher.bury(delivery, end.failure.message)
         await self._replies.deliver(finish.reply)
         return Settlement.ACK
 

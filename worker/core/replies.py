@@ -10,7 +10,7 @@ from schemas.failure import Failure
 from schemas.names import Kind
 from schemas.reply import ReplyStatus
 from worker.domain.answer import Answer
-from worker.domain.events import ReplySettled
+from worker.domain.events import Broken, ReplySettled
 from worker.domain.job import JobKey
 from worker.domain.prices import NANO
 from worker.domain.spend import Spend
@@ -109,8 +109,16 @@ class Replies:
     async def sweep_forever(self) -> None:
         """Deliver, every few seconds, the replies that their workers left behind."""
         while True:
-            owed = await self._outbox.due(_SWEEP_SIZE)
-            for reply in owed:
-                await self.deliver(reply)
-            if len(owed) < _SWEEP_SIZE:
+            try:
+                swept = await self._sweep()
+            except Exception as error:  # noqa: BLE001 (an error of ours must not end what others rely on)
+                self._observer(Broken(key=None, where="reply sweep", error=error))
+                swept = 0
+            if swept < _SWEEP_SIZE:
                 await self._clock.sleep(SWEEP_SECONDS)
+
+    async def _sweep(self) -> int:
+        owed = await self._outbox.due(_SWEEP_SIZE)
+        for reply in owed:
+            await self.deliver(reply)
+        return len(owed)

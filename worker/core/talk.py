@@ -32,7 +32,7 @@ class Talk:
         *,
         accounts: AccountGates,
         samples: Samples,
-        gates: Callable[[], Iterable[Gate]],
+        gates: Iterable[Gate],
         heard: Callable[[Gate], None],
         wake: asyncio.Event,
     ) -> None:
@@ -71,15 +71,15 @@ class Talk:
     async def _round(self) -> float:
         """Run one exchange if there is a reason to; return the seconds until there may be one."""
         now = self._clock.monotonic()
-        gates = [gate for gate in self._gates() if gate.wants(now)]
+        gates = [gate for gate in self._gates if gate.wants(now)]
         if gates or self._accounts.has_news:
             answer = await self._exchange(gates, now)
-            now = self._clock.monotonic()
+            asked_at, now = now, self._clock.monotonic()
             if answer.accounts is not None:
                 self._accounts.take_in(answer.accounts)
             self._samples.take_in(answer.samples)
             for gate, grant in zip(gates, answer.grants, strict=True):
-                gate.take_in(grant, now, partial(_start_later, gate))
+                gate.take_in(grant, asked_at, now, partial(self._start_later, gate))
                 self._heard(gate)
                 gate.serve(now)
             self._exchanged.set()
@@ -105,17 +105,20 @@ class Talk:
 
     def _next_round(self, now: float) -> float:
         soonest = math.inf
-        for gate in self._gates():
-            if gate.line and gate.limited and gate.free_places():
-                opens = gate.closed_until if gate.is_closed(now) else gate.due
+        for gate in self._gates:
+            opens = gate.opens(now)
+            if opens is not None:
                 soonest = min(soonest, max(opens - now, _SHORTEST_PAUSE))
             if gate.running or gate.line or gate.drawn:
                 soonest = min(soonest, _POLL_SECONDS)
         return soonest
 
+    def _start_later(self, gate: Gate, wait: float, waiter: Waiter) -> None:
+        if wait <= 0:
+            gate.start(waiter)
+        else:
+            waiter.timer = asyncio.get_running_loop().call_later(wait, self._come, gate, waiter)
 
-def _start_later(gate: Gate, wait: float, waiter: Waiter) -> None:
-    if wait <= 0:
-        gate.start(waiter)
-    else:
-        waiter.timer = asyncio.get_running_loop().call_later(wait, gate.start, waiter)
+    def _come(self, gate: Gate, waiter: Waiter) -> None:
+        if not gate.come(waiter, self._clock.monotonic()):
+            self._wake.set()

@@ -38,6 +38,11 @@ class Account:
     organization: str | None = None
     project: str | None = None
 
+    @property
+    def quota(self) -> str:
+        """Whose limits it uses: OpenAI grants them to a project or organization, not to a key."""
+        return self.project or self.organization or self.name
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:

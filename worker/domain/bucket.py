@@ -9,7 +9,7 @@ first served, whatever the size.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 HANDFUL: Final = 5.0
@@ -19,6 +19,16 @@ _SLACK_SECONDS: Final = 5.0
 """What workers may hold in hand together, and how far OpenAI's count may run ahead of ours."""
 _TOLERATED: Final = 0.9
 """The part of the limit that OpenAI may count more than we do, before we slow down for it."""
+UP_PER_SECOND: Final = 0.2
+"""Where OpenAI has more than we think a level rises, every second, by so much of a second's refill."""
+
+TRICKLE: Final = 0.03
+"""The part of its rate at which a bucket refills for a while once it is open after a refusal."""
+GENTLE_SECONDS: Final = 4.7
+"""For so long: the full speed is tried again within 5 s, and refused as rarely as that allows."""
+LONGEST_GENTLE: Final = 60.0
+REFUSED_SOON: Final = 1.5
+"""A full speed that is refused within so many seconds is far too high: the next trickle is twice as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,26 +37,22 @@ class Size:
 
     limit: float
     handful: float = 0.0
+    rate: float = field(init=False)
+    """Units a second."""
+    burst: float = field(init=False)
+    """Units that may go at once while nobody waits."""
+    slack: float = field(init=False)
+    """Units that are never counted on."""
+    floor: float = field(init=False)
+    """Units of the true bucket that lie below the shared level's zero."""
 
-    @property
-    def rate(self) -> float:
-        """Units a second."""
-        return self.limit / 60
-
-    @property
-    def burst(self) -> float:
-        """Units that may go at once while nobody waits."""
-        return min(self.limit, max(self.handful, _BURST_SECONDS * self.rate))
-
-    @property
-    def slack(self) -> float:
-        """Units that are never counted on."""
-        return _SLACK_SECONDS * self.rate
-
-    @property
-    def floor(self) -> float:
-        """Units of the true bucket that lie below the shared level's zero."""
-        return max(0.0, self.limit - self.burst - self.slack)
+    def __post_init__(self) -> None:
+        rate = self.limit / 60
+        burst = min(self.limit, max(self.handful, _BURST_SECONDS * rate))
+        slack = _SLACK_SECONDS * rate
+        values = {"rate": rate, "burst": burst, "slack": slack, "floor": max(0.0, self.limit - burst - slack)}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def threshold(self, units: float) -> float:
         """Return the level at which a request may start; never more than the burst, so it always comes."""
@@ -54,28 +60,36 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
-    """A shared level. Below zero it is promised to requests whose start was told to their workers.
+class Opening:
+    """How a bucket refills after a refusal: not at all while `closed`, a trickle while `gentle`, then fully.
 
-    `drift` is the sum of all corrections that were made because OpenAI counts
-    differently: two readings can be compared by it.
+    Both are seconds from now until that ends; what is over is not above zero.
     """
 
-    level: float
-    at: float
-    drift: float = 0.0
+    closed: float = 0.0
+    gentle: float = 0.0
 
-    def drawn(self, size: Size, now: float, draw: "Draw") -> "Bucket":
-        """Return the bucket after a draw; a clock that went back adds nothing."""
-        elapsed = max(0.0, now - self.at)
-        wished = draw.weight * (draw.drift - self.drift)
-        # Down at once, up slowly: a burst that was not expected is worse than a second's delay.
-        correction = min(wished, UP_PER_SECOND * size.rate * elapsed) - draw.extra
-        level = min(size.burst, self.level + elapsed * size.rate + draw.unused + correction) - draw.units
-        return replace(self, level=level, at=now, drift=self.drift + correction)
+    def refilled(self, seconds: float) -> float:
+        """Return how many seconds of full refill the next seconds bring."""
+        if self.gentle <= 0:
+            return seconds
+        closed = max(0.0, self.closed)
+        gentle = max(closed, self.gentle)
+        return TRICKLE * max(0.0, min(seconds, gentle) - closed) + max(0.0, seconds - gentle)
+
+    def until(self, refill: float) -> float:
+        """Return the seconds until so many seconds of full refill have come."""
+        if self.gentle <= 0:
+            return refill
+        closed = max(0.0, self.closed)
+        if refill <= 0:
+            return closed
+        gentle = max(closed, self.gentle)
+        trickled = TRICKLE * (gentle - closed)
+        return closed + refill / TRICKLE if refill <= trickled else gentle + refill - trickled
 
 
-UP_PER_SECOND: Final = 0.2
+OPEN: Final = Opening()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +106,12 @@ class Draw:
     """Kept back so that a large request finds OpenAI's bucket full enough."""
 
 
-def starts(size: Size, level: float, needs: Iterable[float]) -> list[float]:
+def starts(size: Size, level: float, needs: Iterable[float], opening: Opening = OPEN) -> list[float]:
     """Return for each of several requests, in their order, the seconds until it may start."""
     found: list[float] = []
     spent = last = 0.0
     for units in needs:
-        last = max(last, (spent + size.threshold(units) - level) / size.rate)
+        last = max(last, opening.until((spent + size.threshold(units) - level) / size.rate))
         found.append(last)
         spent += units
     return found
@@ -106,9 +120,11 @@ def starts(size: Size, level: float, needs: Iterable[float]) -> list[float]:
 def drift_told(size: Size, drift: float, gaps: Sequence[float]) -> float | None:
     """Return where the drift ought to be, None where it may stay.
 
-    `gaps` are OpenAI's remaining units beyond those expected with no drift at all.
-    OpenAI may have a little more than we think (that is the slack), or much less
-    (that is the stock that an even flow never uses): only beyond these we follow.
+    `drift` is the sum of all corrections that were made to a level because OpenAI
+    counts differently: two readings can be compared by it. `gaps` are OpenAI's
+    remaining units beyond those expected with no drift at all. OpenAI may have a
+    little more than we think (that is the slack), or much less (that is the stock
+    that an even flow never uses): only beyond these we follow.
     """
     if not gaps:
         return None

@@ -9,6 +9,12 @@ _DUE_SOON: Final = timedelta(seconds=1)
 """A copy comes back from a waiting room about when its job is due; so near counts as due."""
 
 
+SUSPICIOUS: Final = 2
+"""So many workers must have died over a job before it runs by itself: one death says nothing about it.
+
+Its claim writes no intent, since it may have to wait for others of its kind."""
+
+
 class JobStatus(StrEnum):
     """Where a job stands."""
 
@@ -39,6 +45,7 @@ class Standing:
     step_attempts: int
     next_attempt_at: datetime | None
     cancel_requested: bool
+    takeovers: int = 0
     intent_written: bool = False
     """Whether the claim that holds the job has an attempt in flight."""
 
@@ -124,11 +131,13 @@ def _postponed(standing: Standing, now: datetime) -> Postpone | None:
 
 
 def _take(standing: Standing, *, intent: bool) -> Take:
-    write = intent and not standing.cancel_requested
+    takeover = standing.status is JobStatus.RUNNING
+    suspect = standing.takeovers + takeover >= SUSPICIOUS
+    write = intent and not standing.cancel_requested and not suspect
     return Take(
         attempt_no=standing.attempts + int(write),
         step_attempts=standing.step_attempts,
         intent=write,
-        takeover=standing.status is JobStatus.RUNNING,
+        takeover=takeover,
         cancel_requested=standing.cancel_requested,
     )

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final
 
 from worker.domain.usage import Meter, Usage
@@ -78,7 +79,7 @@ class UnitPrices:
             "output": self.output,
             **{name: price for name, price in self.meters.items() if meters is None or name in meters},
         }
-        return {name: f"{price.normalize():f}" for name, price in prices.items()}
+        return {name: _text(price) for name, price in prices.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +141,13 @@ class PriceOverride:
         )
 
 
+# The same few prices are asked for with every job.
+@lru_cache(maxsize=1024)
+def _text(price: Decimal) -> str:
+    return f"{price.normalize():f}"
+
+
+@lru_cache(maxsize=1024)
 def _pico(price: Decimal) -> int:
     numerator, denominator = price.as_integer_ratio()
     return numerator * (_PICO // denominator)

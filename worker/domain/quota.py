@@ -30,6 +30,8 @@ class Order:
     close_seconds: float = 0.0
     """Let nobody through for so long; 0 changes nothing."""
     close_reason: str = ""
+    close_after: int = -1
+    """How many closings were known here when the request left that was refused; -1: one has come since."""
     waiting: int = 0
     running: int = 0
     reserved: float = 0.0
@@ -53,7 +55,10 @@ class Grant:
     requests: MeterGrant
     tokens: MeterGrant
     closed_seconds: float = 0.0
-    """Below zero: it was open again so long ago."""
+    gentle_seconds: float = 0.0
+    """Until it refills at its full rate. Both are below zero once they are over."""
+    closings: int = 0
+    """How many there were."""
     closed_for: str = ""
     paused: bool = False
     others: int | None = None

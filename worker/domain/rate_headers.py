@@ -5,6 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+_NAMES: Final = [
+    f"x-ratelimit-{what}-{bucket}"
+    for bucket in ("requests", "tokens")
+    for what in ("limit", "remaining", "reset")
+]
 _MOST: Final = 2**53
 _NUMBER: Final = re.compile(r"[0-9]{1,16}")
 _PART: Final = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|d|h|m|s)"
@@ -34,18 +39,15 @@ class RateHeaders:
 
 def read_rate_headers(headers: Mapping[str, str]) -> RateHeaders | None:
     """Return the levels, or None if there are none; `headers` has lower-case names."""
-    if not any(name.startswith("x-ratelimit-") for name in headers):
+    texts = [headers.get(name) for name in _NAMES]
+    if not any(texts):
         return None
-    found = RateHeaders(requests=_level(headers, "requests"), tokens=_level(headers, "tokens"))
+    found = RateHeaders(requests=_level(*texts[:3]), tokens=_level(*texts[3:]))
     return None if found.requests == found.tokens == Level() else found
 
 
-def _level(headers: Mapping[str, str], bucket: str) -> Level:
-    return Level(
-        limit=_count(headers.get(f"x-ratelimit-limit-{bucket}")),
-        remaining=_count(headers.get(f"x-ratelimit-remaining-{bucket}")),
-        reset_seconds=_duration(headers.get(f"x-ratelimit-reset-{bucket}")),
-    )
+def _level(limit: str | None, remaining: str | None, reset: str | None) -> Level:
+    return Level(limit=_count(limit), remaining=_count(remaining), reset_seconds=_duration(reset))
 
 
 def _count(text: str | None) -> int | None:

@@ -5,11 +5,11 @@ transaction, after the jobs and in the order of its key, so that workers take tu
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Select, bindparam, delete, func, select, update
+from sqlalchemy import Select, bindparam, delete, func, outerjoin, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -25,6 +25,14 @@ class Month(NamedTuple):
 
     tenant: str
     month: str
+
+
+class Standing(NamedTuple):
+    """A month by its ledger rows, and by its row of `budget_months`, if it has one."""
+
+    spent: int = 0
+    counted: int | None = None
+    warned: bool = False
 
 
 class Hold(NamedTuple):
@@ -129,11 +137,26 @@ async def lock_month(connection: AsyncConnection, month: Month) -> int:
 
 async def spent_in_ledger(connection: AsyncConnection, month: Month) -> int:
     """Sum a tenant's month from its ledger rows."""
-    first = datetime.strptime(month.month, "%Y-%m").replace(tzinfo=UTC)
+    found = await standings(connection, month.month, [month.tenant])
+    return found[month.tenant].spent if found else 0
+
+
+async def standings(connection: AsyncConnection, month: str, tenants: Collection[str]) -> dict[str, Standing]:
+    """Return how these tenants' months stand, all at one moment; nothing of who has no rows."""
+    first = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)
     after = first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1)
-    only = UsageFilter(since=first, until=after, tenant=month.tenant)
-    total = select(func.sum(summed(only, connection.dialect.name).c.cost_nano_usd))
-    return int(await connection.scalar(total) or 0)
+    booked = summed(UsageFilter(since=first, until=after), connection.dialect.name, tenants).c
+    row = budget_months.c
+    mine = (row.tenant == booked.tenant) & (row.month == month)
+    found = (
+        select(booked.tenant, func.sum(booked.cost_nano_usd), row.spent_nano_usd, row.warned_at)
+        .select_from(outerjoin(booked.tenant.table, budget_months, mine))
+        .group_by(booked.tenant, row.spent_nano_usd, row.warned_at)
+    )
+    return {
+        tenant: Standing(spent=int(spent or 0), counted=counted, warned=warned is not None)
+        for tenant, spent, counted, warned in await connection.execute(found)
+    }
 
 
 def _insert(connection: AsyncConnection, table: Any) -> Any:

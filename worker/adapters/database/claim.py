@@ -11,7 +11,7 @@ from worker.adapters.database.tables import attempts, requests, usage_ledger
 from worker.adapters.database.work import LockedJob, OpenAttempt, Operation, Past, Writes
 from worker.domain.attempt import AttemptRecord, AttemptState, Intent, LedgerEntry
 from worker.domain.budget import OverBudget
-from worker.domain.claims import JobStatus, Postpone, Refuse, Standing, Take, decide
+from worker.domain.claims import SUSPICIOUS, JobStatus, Postpone, Refuse, Standing, Take, decide
 from worker.domain.job import Job, JobKey, ReplyAddress
 from worker.domain.spend import Spend
 from worker.ports import AlreadyDone, Claim, Claimed, ClaimResult, Conflicting, NotNow, OwedReply
@@ -116,7 +116,8 @@ class ClaimJob(Operation[ClaimResult]):
         takeovers = job.takeovers
         over = None
         if take.again:
-            if self.claim.intent is not None and not (take.intent or take.cancel_requested):
+            suspect = takeovers >= SUSPICIOUS
+            if self.claim.intent is not None and not (take.intent or take.cancel_requested or suspect):
                 # Written before, without its intent: there was no money for it.
                 over = OverBudget("budget: asked for again", 1.0)
         else:
@@ -177,6 +178,7 @@ def standing(job: LockedJob, past: Past | None) -> Standing:
         owner_alive_until=past.owner_alive_until if past else None,
         attempts=job.attempts,
         step_attempts=job.step_attempts,
+        takeovers=job.takeovers,
         next_attempt_at=past.next_attempt_at if past else None,
         cancel_requested=job.cancel_requested,
         intent_written=any(

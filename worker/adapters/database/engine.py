@@ -1,5 +1,7 @@
 """From a database URL to an engine with the right driver and safe settings."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Final
@@ -7,7 +9,7 @@ from typing import Any, Final
 import orjson
 from sqlalchemy import URL, Connection, event, make_url
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from worker.adapters.database.errors import DatabaseUrlError
@@ -47,6 +49,13 @@ def open_engine(url: str, use: Use) -> AsyncEngine:
     """Return an engine that has not connected yet. Raises DatabaseUrlError."""
     target = _target(url)
     return _sqlite(target, use) if target.get_backend_name() == "sqlite" else _postgresql(target, use)
+
+
+@asynccontextmanager
+async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Give a connection that keeps nobody from writing, whatever its engine is for."""
+    async with engine.connect() as connection:
+        yield await connection.execution_options(**{_READ_ONLY: True})
 
 
 def place(url: str) -> str:
@@ -134,6 +143,9 @@ def _prepare(connection: Any, _entry: ConnectionPoolEntry) -> None:
         "foreign_keys = ON",
         # Else INSERT OR REPLACE would get round the triggers of the ledger.
         "recursive_triggers = ON",
+        # In KiB, where positive numbers would be pages: the upper levels of all indexes fit at
+        # some ten million rows, which the default of 2 MB does not hold.
+        "cache_size = -16000",
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

@@ -50,6 +50,7 @@ def ledger_row(
         **_identity(key, attempt_no, kind=kind, labels=labels, account=account),
         **_content(entry, entry.usage),
         "entry": entry.entry.value,
+        "booking": 1,
         "cost_nano_usd": entry.cost_nano_usd,
         "requests": 1,
         "unpriced_requests": int(entry.cost_nano_usd is None),
@@ -68,6 +69,7 @@ def correction_row(key: JobKey, kind: str | None, booked: Booked, record: Attemp
         **_identity(key, booked.attempt_no, kind=kind, labels=booked.labels, account=booked.account),
         **_content(new or old, _difference(new.usage if new else Usage(), old.usage)),
         "entry": Entry.CORRECTION.value,
+        "booking": None,
         "cost_nano_usd": None if unpriced and old.cost_nano_usd is None else new_cost - old_cost,
         # It belongs to the period of what it corrects; `booked_at` says when it came.
         "occurred_at": old.occurred_at,

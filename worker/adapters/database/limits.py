@@ -147,7 +147,7 @@ class SetPaused(Step[list[tuple[str, str]]]):
             mine.append(buckets.c.account == self.account)
         values: dict[str, Any] = {"paused": int(self.paused)}
         if not self.paused:
-            values["closed_until"] = 0.0
+            values |= {"closed_until": 0.0, "gentle_until": 0.0}
         changed = update(buckets).where(*mine).values(values).returning(buckets.c.account, buckets.c.name)
         found = [(row.account, row.name) for row in await connection.execute(changed)]
         if not found and self.paused:

@@ -1,23 +1,21 @@
 """The limits, shared by all workers: each draw is one statement on the database's clock."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from sqlalchemy import Select, Update, bindparam, case, delete, func, select, type_coerce, update
+from sqlalchemy import Select, bindparam, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.types import Double
 from typing_extensions import override
 
-from worker.adapters.database.sql import Sql, sql_of
+from worker.adapters.database.draw import draw_parameters, draw_statement, read_grant
+from worker.adapters.database.sql import sql_of
 from worker.adapters.database.statements import Statements
 from worker.adapters.database.tables import account_gates, bucket_users, buckets, model_samples
 from worker.adapters.database.work import Step
 from worker.adapters.database.writer import GroupCommit
-from worker.domain.bucket import UP_PER_SECOND, Size
-from worker.domain.quota import Exchange, Exchanged, Grant, MeterGrant, MeterOrder, Order, Sample
+from worker.domain.quota import Exchange, Exchanged, Grant, Order, Sample
 from worker.ports import QuotaStore
 
-_METERS: Final = ("requests", "tokens")
 PROBE_SECONDS: Final = 60.0
 """Credentials that were refused are tried by one request a minute, over all workers."""
 SEEN_SECONDS: Final = 3.0
@@ -33,13 +31,18 @@ class QuotaStatements:
     def __init__(self, dialect: str) -> None:
         sql = sql_of(dialect)
         self.open_bucket = sql.insert_new(buckets)
-        self.draw = _draw(sql)
+        self.draw = draw_statement(sql)
         self.tell = sql.upsert(bucket_users)
         self.now = select(sql.epoch())
         users = bucket_users.c
         self.others: Select[Any] = (
             select(users.account, users.name, func.count())
-            .where(users.worker_id != bindparam("me"), users.waiting > 0, users.seen_at > bindparam("since"))
+            .where(
+                users.worker_id != bindparam("me"),
+                users.waiting > 0,
+                # Not later than now either: the clock may have gone back since a dead worker spoke.
+                users.seen_at.between(bindparam("since"), bindparam("until")),
+            )
             .group_by(users.account, users.name)
         )
         self.forget = delete(bucket_users).where(users.seen_at < bindparam("before"))
@@ -58,43 +61,6 @@ class QuotaStatements:
         self.save_sample = sql.upsert(model_samples)
 
 
-def _draw(sql: Sql) -> Update:
-    """Return the one statement that refills, corrects, closes and takes."""
-    columns, now = buckets.c, sql.epoch()
-    elapsed = sql.greatest(type_coerce(0.0, Double), now - columns.updated_at)
-    values: dict[str, Any] = {}
-    answers: list[Any] = []
-    for meter in _METERS:
-        given = {name: bindparam(f"{meter}_{name}", type_=Double) for name in _GIVEN}
-        level, drift = columns[f"{meter}_level"], columns[f"{meter}_drift"]
-        wished = given["weight"] * (given["drift"] - drift)
-        correction = sql.least(wished, UP_PER_SECOND * given["rate"] * elapsed) - given["extra"]
-        refilled = level + elapsed * given["rate"] + given["unused"] + correction
-        values |= {
-            f"{meter}_limit": given["limit"],
-            f"{meter}_told": func.coalesce(given["told"], columns[f"{meter}_told"]),
-            f"{meter}_gap": func.coalesce(given["gap"], columns[f"{meter}_gap"]),
-            f"{meter}_level": sql.least(given["burst"], refilled) - given["units"],
-            f"{meter}_drift": drift + correction,
-        }
-        answers += [level + given["units"], drift, columns[f"{meter}_told"], columns[f"{meter}_gap"]]
-    close = bindparam("close_seconds", type_=Double)
-    values |= {
-        "updated_at": now,
-        "closed_until": case(
-            (close > 0, sql.greatest(columns.closed_until, now + close)), else_=columns.closed_until
-        ),
-        "closed_for": case((close > 0, bindparam("close_reason")), else_=columns.closed_for),
-    }
-    answers += [columns.closed_until - now, columns.closed_for, columns.paused]
-    mine = (columns.account == bindparam("of_account"), columns.name == bindparam("of_name"))
-    labelled = [answer.label(f"answer_{number}") for number, answer in enumerate(answers)]
-    return update(buckets).where(*mine).values(values).returning(*labelled)
-
-
-_GIVEN: Final = ("limit", "told", "gap", "rate", "burst", "units", "unused", "drift", "weight", "extra")
-
-
 @dataclass(frozen=True, slots=True)
 class RunExchange(Step[Exchanged]):
     """One round with the buckets. Repeated after a commit that was not confirmed, it costs a chunk."""
@@ -105,36 +71,34 @@ class RunExchange(Step[Exchanged]):
 
     @override
     async def run(self, connection: AsyncConnection, statements: Statements) -> Exchanged:
-        others = await self._others(connection) if self.exchange.census else None
         # Always in the same order, so that no two workers can wait for each other.
         ordered = sorted(enumerate(self.exchange.orders), key=lambda item: (item[1].account, item[1].name))
-        grants = {place: await self._draw(connection, order, others) for place, order in ordered}
+        found, now = dict[int, Grant](), 0.0
+        for place, order in ordered:
+            found[place], now = await self._draw(connection, order)
+        grants = [found[place] for place in range(len(found))]
+        if not self.exchange.census:
+            return Exchanged(grants=grants, samples=await self._samples(connection))
         return Exchanged(
-            grants=[grants[place] for place in range(len(grants))],
-            accounts=await self._accounts(connection) if self.exchange.census else None,
+            grants=await self._with_others(connection, grants, now),
+            accounts=await self._accounts(connection),
             samples=await self._samples(connection),
         )
 
-    async def _draw(
-        self, connection: AsyncConnection, order: Order, others: dict[tuple[str, str], int] | None
-    ) -> Grant:
-        given = _parameters(order)
+    async def _draw(self, connection: AsyncConnection, order: Order) -> tuple[Grant, float]:
+        given = draw_parameters(order)
         row = (await connection.execute(self.statements.draw, given)).one_or_none()
         if row is None:
             await connection.execute(self.statements.open_bucket, _new_bucket(order))
             row = (await connection.execute(self.statements.draw, given)).one()
-        return Grant(
-            requests=MeterGrant(level=row[0], drift=row[1], told=row[2], gap=row[3]),
-            tokens=MeterGrant(level=row[4], drift=row[5], told=row[6], gap=row[7]),
-            closed_seconds=row[8],
-            closed_for=row[9],
-            paused=bool(row[10]),
-            others=None if others is None else others.get((order.account, order.name), 0),
-        )
+        return read_grant(row)
 
-    async def _others(self, connection: AsyncConnection) -> dict[tuple[str, str], int]:
-        """Tell the others what waits here, and return how many of them wait at each gate."""
-        rows: list[dict[str, Any]] = [
+    async def _with_others(self, connection: AsyncConnection, grants: list[Grant], now: float) -> list[Grant]:
+        """Tell the others what waits here, and add how many of them wait at each gate."""
+        orders = self.exchange.orders
+        if not orders:
+            return grants
+        rows = [
             {
                 "worker_id": self.worker_id,
                 "account": order.account,
@@ -142,19 +106,17 @@ class RunExchange(Step[Exchanged]):
                 "waiting": order.waiting,
                 "running": order.running,
                 "reserved": order.reserved,
+                "seen_at": now,
             }
-            for order in self.exchange.orders
+            for order in sorted(orders, key=lambda order: (order.account, order.name))
         ]
-        if not rows:
-            return {}
-        now = float(await connection.scalar(self.statements.now) or 0.0)
-        for row in rows:
-            row["seen_at"] = now
-        rows.sort(key=lambda row: (row["account"], row["name"]))
         await connection.execute(self.statements.tell, rows)
-        asked = {"me": self.worker_id, "since": now - SEEN_SECONDS}
-        found = await connection.execute(self.statements.others, asked)
-        return {(row[0], row[1]): row[2] for row in found}
+        asked = {"me": self.worker_id, "since": now - SEEN_SECONDS, "until": now + SEEN_SECONDS}
+        others = {(row[0], row[1]): row[2] for row in await connection.execute(self.statements.others, asked)}
+        return [
+            replace(grant, others=others.get((order.account, order.name), 0))
+            for order, grant in zip(orders, grants, strict=True)
+        ]
 
     async def _accounts(self, connection: AsyncConnection) -> dict[str, tuple[float, str]]:
         now = float(await connection.scalar(self.statements.now) or 0.0) if self.exchange.closed else 0.0
@@ -225,34 +187,6 @@ class SqlQuotaStore(QuotaStore):
     def close(self) -> None:
         """Leave with the last transaction."""
         self._writer.submit_lazily(LeaveBuckets(self._statements, self._worker_id))
-
-
-def _parameters(order: Order) -> dict[str, Any]:
-    return {
-        "of_account": order.account,
-        "of_name": order.name,
-        "close_seconds": order.close_seconds,
-        "close_reason": order.close_reason,
-        **_meter_parameters("requests", order.requests),
-        **_meter_parameters("tokens", order.tokens),
-    }
-
-
-def _meter_parameters(meter: str, order: MeterOrder) -> dict[str, float | None]:
-    size = Size(order.limit, order.handful) if order.limit else None
-    draw = order.draw
-    return {
-        f"{meter}_limit": order.limit,
-        f"{meter}_told": order.told,
-        f"{meter}_gap": order.gap,
-        f"{meter}_rate": size.rate if size else 0.0,
-        f"{meter}_burst": size.burst if size else 0.0,
-        f"{meter}_units": draw.units,
-        f"{meter}_unused": draw.unused,
-        f"{meter}_drift": draw.drift,
-        f"{meter}_weight": draw.weight,
-        f"{meter}_extra": draw.extra,
-    }
 
 
 def _new_bucket(order: Order) -> dict[str, Any]:

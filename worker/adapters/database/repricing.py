@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from worker.adapters.database.ledger_pages import ledger_pages
 from worker.adapters.database.reports import UsageFilter
 from worker.adapters.database.sql import KEYS, keys_value, sql_of
-from worker.adapters.database.tables import CORRECTION, budget_months, jobs, usage_ledger
+from worker.adapters.database.tables import CORRECTION, TOKENS, budget_months, jobs, usage_ledger
 from worker.domain.attempt import Entry
 from worker.domain.budget import month_of
 from worker.domain.job import JobKey
@@ -19,13 +19,6 @@ from worker.domain.prices import PriceList
 from worker.domain.usage import Usage
 
 Priced: TypeAlias = Callable[[str, str | None, datetime], PriceList | None]
-_TOKENS: Final = (
-    "input_tokens",
-    "cached_input_tokens",
-    "cache_write_tokens",
-    "output_tokens",
-    "reasoning_tokens",
-)
 _PAGE: Final = 500
 
 
@@ -101,8 +94,9 @@ class Repricing:
         kept = ("tenant", "job_id", "attempt_no", "kind", "labels", "account", "organization", "project")
         return correction, {
             **{name: first[name] for name in kept},
-            **dict.fromkeys(_TOKENS, 0),
+            **dict.fromkeys(TOKENS, 0),
             "entry": Entry.CORRECTION.value,
+            "booking": None,
             "model": last["model"],
             "service_tier": last["service_tier"],
             "meters": None,
@@ -122,7 +116,7 @@ def _usage(rows: Sequence[Mapping[str, Any]]) -> Usage:
         for name, count in (row["meters"] or {}).items():
             meters[name] = meters.get(name, 0) + count
     return Usage(
-        **{name: sum(row[name] for row in rows) for name in _TOKENS},
+        **{name: sum(row[name] for row in rows) for name in TOKENS},
         meters={name: count for name, count in meters.items() if count},
     )
 

@@ -4,13 +4,14 @@ A job's row stays as the memory of its key: the same job_id must not be billed a
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from sqlalchemy import Select, Table, and_, delete, exists, select, tuple_
+from sqlalchemy import ColumnElement, Table, and_, delete, exists, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from worker.adapters.database.engine import reading
 from worker.adapters.database.sql import KEYS, keys_value, sql_of
 from worker.adapters.database.tables import (
     attempts,
@@ -22,65 +23,86 @@ from worker.adapters.database.tables import (
 from worker.domain.job import JobKey
 
 CONTENT: Final = (requests, results, checkpoints)
-_JOBS: Final = 200
+_LOOKED_AT: Final = 2_000
+"""Jobs a query, oldest first: those without content, of which there are ever more, cost time too."""
+_ERASED: Final = 200
 """Jobs a transaction: a few milliseconds, between which others get their turn."""
 _PAUSE_SECONDS: Final = 0.02
-_UNFINISHED: Final = ("waiting", "running")
+
+_FINISHED: Final = and_(jobs.c.status.not_in(("waiting", "running")), jobs.c.reply_status != "pending")
+Place: TypeAlias = tuple[datetime, str, str]
+_BY_AGE: Final = (jobs.c.received_at, jobs.c.job_id, jobs.c.tenant)
 
 
 class Retention:
-    """Erases in small transactions, each on jobs that have their outcome and owe no reply."""
+    """Looks for what may go without a lock, and erases it in small transactions.
+
+    Jobs that have no outcome yet, or owe a reply, keep what they have.
+    """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         wanted = sql_of(engine.dialect.name).keys()
         among = select(wanted.c.tenant, wanted.c.job_id)
         self._delete = {
-            table: delete(table).where(tuple_(table.c.tenant, table.c.job_id).in_(among))
+            table: delete(table).where(
+                tuple_(table.c.tenant, table.c.job_id).in_(among),
+                exists().where(_of_job(table), _FINISHED),
+            )
             for table in (*CONTENT, attempts)
         }
 
     async def expire(self, before: Mapping[Table, datetime]) -> int:
-        """Erase from each table what belongs to jobs that ended before a time; return the jobs concerned."""
-        erased = 0
-        for table, limit in before.items():
-            old = _finished(table).where(jobs.c.received_at < limit, jobs.c.finished_at < limit)
-            erased += await self._erase(table, old)
-        return erased
+        """Erase from each table what belongs to jobs that ended before a time; return the number of rows."""
+        return sum(
+            [await self._erase(table, limit, jobs.c.finished_at < limit) for table, limit in before.items()]
+        )
 
     async def erase_tenant(self, tenant: str, before: datetime | None = None) -> int:
         """Erase a tenant's content; return the number of bodies."""
+        return sum([await self._erase(table, before, jobs.c.tenant == tenant) for table in CONTENT])
+
+    async def _erase(self, table: Table, before: datetime | None, only: ColumnElement[bool]) -> int:
         erased = 0
-        for table in CONTENT:
-            theirs = _finished(table).where(jobs.c.tenant == tenant)
-            if before is not None:
-                theirs = theirs.where(jobs.c.received_at < before)
-            erased += await self._erase(table, theirs)
+        async for keys in self._found(table, before, only):
+            for first in range(0, len(keys), _ERASED):
+                some = {KEYS: keys_value(keys[first : first + _ERASED])}
+                async with self._engine.begin() as connection:
+                    erased += (await connection.execute(self._delete[table], some)).rowcount
+                await asyncio.sleep(_PAUSE_SECONDS)
         return erased
 
-    async def _erase(self, table: Table, found: Select[Any]) -> int:
-        erased = 0
-        oldest: datetime | None = None
+    async def _found(
+        self, table: Table, before: datetime | None, only: ColumnElement[bool]
+    ) -> AsyncIterator[list[JobKey]]:
+        """Yield the jobs that have something to be erased, from the oldest on, in stretches."""
+        wanted = select(jobs.c.tenant, jobs.c.job_id).where(only, _FINISHED, exists().where(_of_job(table)))
+        old = [] if before is None else [jobs.c.received_at < before]
+        last: Place | None = None
         while True:
-            batch = found if oldest is None else found.where(jobs.c.received_at >= oldest)
-            async with self._engine.begin() as connection:
-                rows = (await connection.execute(batch)).all()
-                if rows:
-                    keys = [JobKey(row.tenant, row.job_id) for row in rows]
-                    await connection.execute(self._delete[table], {KEYS: keys_value(keys)})
-            erased += len(rows)
-            if len(rows) < _JOBS:
-                return erased
-            oldest = rows[-1].received_at
-            await asyncio.sleep(_PAUSE_SECONDS)
+            beyond = [*old, *(_beyond(last) if last else ())]
+            end = select(*_BY_AGE).where(*beyond).order_by(*_BY_AGE).offset(_LOOKED_AT - 1).limit(1)
+            async with reading(self._engine) as connection:
+                last = (await connection.execute(end)).one_or_none()
+                stretch = wanted.where(*beyond, *(_up_to(last) if last else ()))
+                keys = [JobKey(*row) for row in await connection.execute(stretch)]
+            yield keys
+            if last is None:
+                return
 
 
-def _finished(table: Table) -> Select[Any]:
-    """Find finished jobs that have something in a table, oldest first."""
-    there = exists().where(and_(table.c.tenant == jobs.c.tenant, table.c.job_id == jobs.c.job_id))
-    return (
-        select(jobs.c.tenant, jobs.c.job_id, jobs.c.received_at)
-        .where(jobs.c.status.not_in(_UNFINISHED), jobs.c.reply_status != "pending", there)
-        .order_by(jobs.c.received_at)
-        .limit(_JOBS)
-    )
+def _beyond(place: Place) -> list[ColumnElement[bool]]:
+    # The first condition is what the index knows.
+    return [jobs.c.received_at >= place[0], tuple_(*_BY_AGE) > _spelled(place)]
+
+
+def _up_to(place: Place) -> list[ColumnElement[bool]]:
+    return [jobs.c.received_at <= place[0], tuple_(*_BY_AGE) <= _spelled(place)]
+
+
+def _spelled(place: Place) -> ColumnElement[Any]:
+    return tuple_(*(literal(value, column.type) for value, column in zip(place, _BY_AGE, strict=True)))
+
+
+def _of_job(table: Table) -> ColumnElement[bool]:
+    return and_(table.c.tenant == jobs.c.tenant, table.c.job_id == jobs.c.job_id)

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     MetaData,
+    SmallInteger,
     Table,
     Text,
     func,
@@ -35,6 +36,15 @@ OWED: Final = text("reply_status = 'pending'")
 BOOKING: Final = text("entry <> 'correction'")
 CORRECTION: Final = text("entry = 'correction'")
 
+TOKENS: Final = (
+    "input_tokens",
+    "cached_input_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+)
+"""Columns of the ledger that count tokens."""
+
 metadata: Final = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -51,7 +61,12 @@ def _erased_with_job() -> ForeignKeyConstraint:
 
 
 def _key() -> tuple[Column[str], Column[str]]:
-    return Column("tenant", Text, primary_key=True), Column("job_id", Text, primary_key=True)
+    """Return the key of a job, in this order for the sake of inserts.
+
+    Ids that count up, or begin with the time, then go to the last page of an index, whoever
+    the tenants are; with the tenant first, each of them would have a last page of its own.
+    """
+    return Column("job_id", Text, primary_key=True), Column("tenant", Text, primary_key=True)
 
 
 def _count(name: str) -> Column[int]:
@@ -190,11 +205,7 @@ usage_ledger: Final = Table(
     Column("entry", Text, nullable=False),
     Column("model", ForeignText, nullable=False),
     Column("service_tier", ForeignText),
-    _count("input_tokens"),
-    _count("cached_input_tokens"),
-    _count("cache_write_tokens"),
-    _count("output_tokens"),
-    _count("reasoning_tokens"),
+    *(_count(name) for name in TOKENS),
     Column("meters", DOCUMENT),
     Column("cost_nano_usd", INTEGER, comment="10^-9 US dollars; null = unpriced"),
     Column("prices", DOCUMENT),
@@ -212,34 +223,18 @@ usage_ledger: Final = Table(
     Column("unpriced_requests", INTEGER, nullable=False),
     Column("estimated_requests", INTEGER, nullable=False),
     Column("estimated_cost_nano_usd", INTEGER, nullable=False),
+    # Null in corrections, of which there may be any number: nulls differ from each other.
+    Column("booking", SmallInteger, server_default="1"),
     CheckConstraint("entry IN ('measured', 'estimated', 'correction')", name="entry"),
-    Index(None, "occurred_at"),
-    Index(None, "tenant", "occurred_at"),
-)
-Index(
-    "uq_usage_ledger_attempt",
-    usage_ledger.c.tenant,
-    usage_ledger.c.job_id,
-    usage_ledger.c.attempt_no,
-    unique=True,
-    sqlite_where=BOOKING,
-    postgresql_where=BOOKING,
-)
-Index(
-    "ix_usage_ledger_correction",
-    usage_ledger.c.tenant,
-    usage_ledger.c.job_id,
-    sqlite_where=CORRECTION,
-    postgresql_where=CORRECTION,
+    CheckConstraint("(entry = 'correction') = (booking IS NULL)", name="booking"),
+    # What grows comes first, as in the keys of jobs: a row costs the same however many there are.
+    Index(None, "occurred_at", "tenant"),
+    Index("uq_usage_ledger_attempt", "job_id", "tenant", "attempt_no", "booking", unique=True),
 )
 
 SUMMED: Final = (
     "requests",
-    "input_tokens",
-    "cached_input_tokens",
-    "cache_write_tokens",
-    "output_tokens",
-    "reasoning_tokens",
+    *TOKENS,
     "cost_nano_usd",
     "unpriced_requests",
     "estimated_requests",
@@ -283,7 +278,9 @@ budget_months: Final = Table(
 budget_holds: Final = Table(
     "budget_holds",
     metadata,
-    *_key(),
+    # Few rows, which are summed up by tenant.
+    Column("tenant", Text, primary_key=True),
+    Column("job_id", Text, primary_key=True),
     Column("attempt_no", INTEGER, primary_key=True),
     Column("month", Text, nullable=False),
     Column("nano_usd", INTEGER, nullable=False),
@@ -313,6 +310,9 @@ buckets: Final = Table(
     _number("updated_at"),
     _number("closed_until"),
     Column("closed_for", ForeignText, nullable=False, server_default=""),
+    _number("gentle_until"),
+    _number("gentle_seconds"),
+    _count("closings"),
     Column("paused", INTEGER, nullable=False, server_default="0"),
 )
 

@@ -4,14 +4,14 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import Table, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker.adapters.database.budgets import Month, lock_month, spent_in_ledger
-from worker.adapters.database.engine import Use, open_engine
+from worker.adapters.database.budgets import Month, Standing, lock_month, spent_in_ledger, standings
+from worker.adapters.database.engine import Use, open_engine, reading
 from worker.adapters.database.errors import DatabaseClosedError, Trouble, safe, trouble
 from worker.adapters.database.opening import Database
 from worker.adapters.database.retention import Retention
@@ -75,18 +75,29 @@ class Upkeep:
     async def look_after_budgets(self) -> None:
         """Write off the holds of dead workers, put spent sums right, and tell who is near the end."""
         await self.write_off()
-        for tenant in sorted(self._budgets):
-            self._observer(await self._look_at(tenant))
+        now = self._clock.now()
+        async with reading(self._engine) as connection:
+            found = await standings(connection, month_of(now), self._budgets)
+        for tenant, budget in sorted(self._budgets.items()):
+            seen = found.get(tenant, Standing())
+            purse = Purse(budget=budget, spent=seen.spent, held=0)
+            # Without a lock, which is for those few whose row has to change.
+            if seen.counted not in {None, seen.spent} or (purse.warns and not seen.warned):
+                await self._put_right(Month(tenant, month_of(now)), now)
+            else:
+                self._tell(Month(tenant, month_of(now)), purse)
 
     async def write_off(self) -> int:
         """End the holds that dead workers left; return the number of their jobs."""
         alive = select(workers.c.worker_id).where(workers.c.alive_until > self._clock.now())
+        orphan = budget_holds.c.worker_id.not_in(alive)
         orphaned = (
             select(budget_holds.c.tenant, budget_holds.c.job_id)
-            .where(budget_holds.c.worker_id.not_in(alive), budget_holds.c.tenant.in_(self._budgets))
+            .where(orphan, budget_holds.c.tenant.in_(self._budgets))
             .distinct()
         )
-        forgotten = delete(budget_holds).where(budget_holds.c.tenant.not_in(self._budgets))
+        # Of tenants whose budget is no more; workers that live may have been told of a new one.
+        forgotten = delete(budget_holds).where(orphan, budget_holds.c.tenant.not_in(self._budgets))
         async with self._engine.begin() as connection:
             await connection.execute(forgotten)
             found = (await connection.execute(orphaned)).all()
@@ -100,21 +111,29 @@ class Upkeep:
         ages = {_TABLES[name]: now - timedelta(days=days) for name, days in self._keep_days.items()}
         return await self._retention.expire(ages)
 
-    async def _look_at(self, tenant: str) -> BudgetSeen:
-        now = self._clock.now()
-        month = Month(tenant, month_of(now))
+    async def _put_right(self, month: Month, now: datetime) -> None:
         mine = (budget_months.c.tenant == month.tenant, budget_months.c.month == month.month)
         async with self._engine.begin() as connection:
             await lock_month(connection, month)
             # Workers that did not know of the budget have not counted what they spent.
             spent = await spent_in_ledger(connection, month)
-            purse = Purse(budget=self._budgets[tenant], spent=spent, held=0)
+            purse = Purse(budget=self._budgets[month.tenant], spent=spent, held=0)
             told = await connection.scalar(select(budget_months.c.warned_at).where(*mine))
             warn = purse.warns and told is None
             columns = {"spent_nano_usd": spent} | ({"warned_at": now} if warn else {})
             await connection.execute(update(budget_months).where(*mine).values(columns))
-        return BudgetSeen(
-            tenant=tenant, month=month.month, budget_nano_usd=purse.budget, spent_nano_usd=spent, warn=warn
+            # Before it is durable: who dies in between has it told twice, rather than never.
+            self._tell(month, purse, warn=warn)
+
+    def _tell(self, month: Month, purse: Purse, *, warn: bool = False) -> None:
+        self._observer(
+            BudgetSeen(
+                tenant=month.tenant,
+                month=month.month,
+                budget_nano_usd=purse.budget,
+                spent_nano_usd=purse.spent,
+                warn=warn,
+            )
         )
 
 

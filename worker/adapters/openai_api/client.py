@@ -17,7 +17,7 @@ from schemas.names import Kind
 from worker.adapters.openai_api.credentials import AccountCredentials
 from worker.adapters.openai_api.models import ListedModel, UnusableAccountError, list_models
 from worker.adapters.openai_api.outcomes import answered, lost, refused
-from worker.adapters.openai_api.transport import AiohttpTransport
+from worker.adapters.openai_api.transport import AiohttpTransport, DirectClient
 from worker.domain.outcome import Lost, Outcome
 from worker.ports import Call, OpenAI
 
@@ -128,7 +128,7 @@ class OpenAIClient(OpenAI):
             max_retries=0,
             # Answers are small, and unpacking them costs more than the way they save.
             default_headers={"Accept-Encoding": "identity"},
-            http_client=httpx2.AsyncClient(transport=transport, follow_redirects=False, trust_env=False),
+            http_client=DirectClient(transport),
         )
         # Set afterwards: None in the constructor means the environment's, and one
         # account must never be billed to the organization of another.

@@ -6,11 +6,13 @@ import random
 from types import TracebackType
 from typing import Final, Self, cast
 
+import aio_pika
 import aiormq
+from aio_pika.abc import ConnectionParameter
 from aiormq.exceptions import ProbableAuthenticationError
 from yarl import URL
 
-from worker.adapters.rabbitmq.frames import MendingTransports
+from worker.adapters.rabbitmq.transports import Transports
 from worker.adapters.rabbitmq.trouble import DriverGuard, describe
 from worker.domain.events import ServerTrouble
 from worker.ports import Observer
@@ -51,6 +53,15 @@ def broker_url(text: str) -> URL:
     return url
 
 
+class _Connection(aio_pika.Connection):
+    """Hands the driver our transports; nothing else of it is changed."""
+
+    PARAMETERS = (
+        *aio_pika.Connection.PARAMETERS,
+        ConnectionParameter(name="transport_factory", parser=lambda factory: factory, is_kwarg=True),
+    )
+
+
 class Link:
     """One connection to the broker, opened again after each loss for as long as the context lasts.
 
@@ -65,6 +76,8 @@ class Link:
         self._startup_timeout = startup_timeout
         self._opened = asyncio.Event()
         self._connection: aiormq.Connection | None = None
+        self._owner: aio_pika.Connection | None = None
+        """Closes the connection once nobody holds it."""
         self._keeper: asyncio.Task[None] | None = None
         self._told: ServerTrouble | None = None
 
@@ -157,11 +170,15 @@ class Link:
         return None if closing.cancelled() else closing.exception()
 
     async def _connect(self) -> aiormq.Connection:
-        return await aiormq.connect(
+        """Return the driver's side of a connection: its channels cost half of those on top of it."""
+        self._owner = owner = _Connection(
             self._url.update_query({"heartbeat": _HEARTBEAT_SECONDS, **self._url.query}),
-            transport_factory=MendingTransports(),
+            transport_factory=Transports(),
             client_properties={"connection_name": self._name},
         )
+        await owner.connect()
+        assert owner.transport is not None  # noqa: S101  for the type checker: it is connected
+        return cast("aiormq.Connection", owner.transport.connection)
 
     def _tell(self, event: ServerTrouble) -> None:
         if event != self._told:

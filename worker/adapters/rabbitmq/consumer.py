@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -11,15 +10,14 @@ from aiormq.abc import DeliveredMessage
 
 from schemas.names import lane_queue
 from worker.adapters.rabbitmq.connection import Link
+from worker.adapters.rabbitmq.fuse import Fuse
 from worker.adapters.rabbitmq.messages import delivery_of
-from worker.adapters.rabbitmq.settling import judge, settle
+from worker.adapters.rabbitmq.settling import settle
 from worker.adapters.rabbitmq.subscription import Subscription
-from worker.adapters.rabbitmq.trouble import DriverGuard
 from worker.adapters.rabbitmq.turnstile import Turnstile
+from worker.adapters.rabbitmq.watchdog import Watchdog
 from worker.ports import Clock, Delivery, Handler, Observer, Settlement
 
-WATCH_SECONDS: Final = 10.0
-_PROBE_SECONDS: Final = 30
 _CANCEL_SECONDS: Final = 5
 
 
@@ -49,12 +47,11 @@ class Consumer:
         self._link = link
         self._handler = handler
         self._clock = clock
-        self._observer = observer
+        self._fuse = Fuse(where="consumer", clock=clock, observer=observer)
         self._turnstile: Turnstile[_Arrival] = Turnstile(concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
         self._held: Counter[str] = Counter()
         """Deliveries of each queue that are here."""
-        self._watchdog: asyncio.Task[None] | None = None
         self._letting_in = False
         self._subscriptions = [
             Subscription(
@@ -67,11 +64,19 @@ class Consumer:
             for lane in lanes
             for high in (True, False)
         ]
+        self._watchdog = Watchdog(
+            link, self._subscriptions, idle=lambda one: not self._held[one.queue], clock=clock
+        )
 
     @property
     def consuming(self) -> bool:
         """Whether every queue has our consumer."""
         return self._link.healthy and all(one.active for one in self._subscriptions)
+
+    @property
+    def broken(self) -> bool:
+        """Whether one delivery after the other ends in an error of ours."""
+        return self._fuse.blown
 
     @property
     def running(self) -> int:
@@ -88,8 +93,7 @@ class Consumer:
         self._letting_in = True
         for one in self._subscriptions:
             one.start()
-        if self._watchdog is None or self._watchdog.done():
-            self._watchdog = asyncio.create_task(self._watch(), name="consumer watchdog")
+        self._watchdog.start()
         self._let_in()
 
     resume = start
@@ -97,8 +101,7 @@ class Consumer:
     async def pause(self) -> None:
         """Take nothing more and start nothing more; what has not started stays here."""
         self._letting_in = False
-        if self._watchdog:
-            self._watchdog.cancel()
+        self._watchdog.stop()
         await asyncio.gather(*(one.stop() for one in self._subscriptions))
 
     async def stop(self) -> None:
@@ -148,26 +151,7 @@ class Consumer:
         self._let_in()
 
     async def _handle(self, arrival: _Arrival) -> None:
-        settlement = await judge(
-            self._handler, arrival.delivery, where="consumer", clock=self._clock, observer=self._observer
-        )
-        await settle(arrival.message, settlement)
-
-    async def _watch(self) -> None:
-        while True:
-            await self._clock.sleep(WATCH_SECONDS)
-            # A connection in trouble ends the round; its link, and the subscriptions, take care of that.
-            with suppress(Exception), DriverGuard():
-                async with asyncio.timeout(_PROBE_SECONDS):
-                    await self._verify_all()
-
-    async def _verify_all(self) -> None:
-        probe = await self._link.channel()
-        for one in self._subscriptions:
-            if probe.is_closed:
-                probe = await self._link.channel()
-            await one.verify(probe, idle=not self._held[one.queue])
-        await probe.close()
+        await settle(arrival.message, await self._fuse.judge(self._handler, arrival.delivery))
 
 
 def _queue_of(arrival: _Arrival) -> str:

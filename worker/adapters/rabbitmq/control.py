@@ -9,14 +9,17 @@ from aiormq.abc import DeliveredMessage
 
 from schemas.names import CANCEL_KEY, CONTROL
 from worker.adapters.rabbitmq.connection import Link
-from worker.adapters.rabbitmq.settling import judge, settle
+from worker.adapters.rabbitmq.fuse import Fuse
+from worker.adapters.rabbitmq.settling import settle
 from worker.adapters.rabbitmq.subscription import Subscription
 from worker.adapters.rabbitmq.topology import CANCEL_QUEUE
+from worker.adapters.rabbitmq.watchdog import Watchdog
 from worker.domain.events import Broken
 from worker.ports import Clock, Observer, Settlement
 
 _PREFETCH: Final = 16
 _STOP_SECONDS: Final = 5
+_RPC_SECONDS: Final = 10
 
 
 class CancelListener:
@@ -38,8 +41,8 @@ class CancelListener:
     ) -> None:
         self._on_cancel = on_cancel
         self._on_heard = on_heard
-        self._clock = clock
         self._observer = observer
+        self._fuse = Fuse(where="cancel", clock=clock, observer=observer)
         self._tasks: set[asyncio.Task[None]] = set()
         self._subscriptions = (
             Subscription(
@@ -49,6 +52,7 @@ class CancelListener:
                 link, queue=CONTROL, declare=_own_queue, on_message=self._overheard, observer=observer
             ),
         )
+        self._watchdog = Watchdog(link, self._subscriptions, idle=lambda _: not self._tasks, clock=clock)
 
     @property
     def listening(self) -> bool:
@@ -59,9 +63,11 @@ class CancelListener:
         """Begin to listen; with the broker away, as soon as it is back."""
         for one in self._subscriptions:
             one.start()
+        self._watchdog.start()
 
     async def stop(self) -> None:
         """Listen no more; a request that is not dealt with soon goes back to the others."""
+        self._watchdog.stop()
         await asyncio.gather(*(one.stop() for one in self._subscriptions))
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=_STOP_SECONDS)
@@ -74,10 +80,7 @@ class CancelListener:
         task.add_done_callback(self._tasks.discard)
 
     async def _deal_with(self, message: DeliveredMessage) -> None:
-        settlement = await judge(
-            self._act, message.body, where="cancel", clock=self._clock, observer=self._observer
-        )
-        await settle(message, settlement)
+        await settle(message, await self._fuse.judge(self._act, message.body))
 
     async def _act(self, body: bytes) -> Settlement:
         await self._on_cancel(body)
@@ -90,7 +93,12 @@ class CancelListener:
             self._observer(Broken(key=None, where="cancel", error=error))
 
 
-async def _own_queue(channel: aiormq.Channel) -> str:
-    answer = await channel.queue_declare(exclusive=True, auto_delete=True)
-    await channel.queue_bind(answer.queue or "", CONTROL, CANCEL_KEY)
-    return answer.queue or ""
+async def _own_queue(channel: aiormq.Channel, name: str | None) -> str:
+    """Make a queue that lasts as long as its consumer; for one that is there, only its binding."""
+    if name is None:
+        # Without the exchange, the queue would stay behind: it goes with a consumer, which it never had.
+        await channel.exchange_declare(CONTROL, passive=True, timeout=_RPC_SECONDS)
+        answer = await channel.queue_declare(exclusive=True, auto_delete=True, timeout=_RPC_SECONDS)
+        name = answer.queue or ""
+    await channel.queue_bind(name, CONTROL, CANCEL_KEY, timeout=_RPC_SECONDS)
+    return name

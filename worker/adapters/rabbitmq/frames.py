@@ -12,11 +12,9 @@ import struct
 from collections.abc import Iterator
 from typing import Any, Final
 
-from aiormq import TransportFactory
 from pamqp import constants, decode
 from pamqp.commands import Basic
 from typing_extensions import override
-from yarl import URL
 
 MAX_DEPTH: Final = 32
 """Deeper headers are left out too: the driver walks them by recursion."""
@@ -57,22 +55,6 @@ class FrameMender(asyncio.StreamReader):
             super().feed_data(self._incomplete)
             self._incomplete = b""
         super().feed_eof()
-
-
-class MendingTransports(TransportFactory):
-    """Opens connections, with TLS where the URL says so, that are read through a FrameMender."""
-
-    @override
-    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        loop = asyncio.get_running_loop()
-        certificates = kwargs.pop("ssl_context_provider")
-        tls = await certificates.get_context() if url.scheme == "amqps" else None
-        reader = FrameMender(loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-        transport, _ = await loop.create_connection(
-            lambda: protocol, url.host or "", url.port or 0, ssl=tls, **kwargs
-        )
-        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
 def split(buffer: bytes) -> Iterator[bytes]:

@@ -1,40 +1,14 @@
 """The end of a delivery at the broker."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final, TypeVar
+from typing import Final
 
 from aiormq.abc import DeliveredMessage
 
-from worker.adapters.rabbitmq.trouble import DriverGuard
-from worker.domain.events import Broken
-from worker.ports import Clock, Observer, Settlement
-
-Subject = TypeVar("Subject")
-
-BROKEN_PAUSE: Final = 1.0
-"""Seconds that a delivery whose handler broke is held: else it would come back, and break, in a hot loop."""
+from worker.ports import Settlement
 
 _WRITE_SECONDS: Final = 10
-
-
-async def judge(
-    handler: Callable[[Subject], Awaitable[Settlement]],
-    subject: Subject,
-    *,
-    where: str,
-    clock: Clock,
-    observer: Observer,
-) -> Settlement:
-    """Return a handler's verdict; where it breaks, have the delivery handed back a little later."""
-    try:
-        with DriverGuard():
-            return await handler(subject)
-    except Exception as error:  # noqa: BLE001  any error of ours ends here, and is told
-        observer(Broken(key=None, where=where, error=error))
-        await clock.sleep(BROKEN_PAUSE)
-        return Settlement.REQUEUE
 
 
 async def settle(message: DeliveredMessage, settlement: Settlement) -> None:

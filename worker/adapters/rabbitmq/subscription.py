@@ -33,15 +33,19 @@ class Subscription:
         on_message: Callable[[DeliveredMessage], None],
         observer: Observer,
         prefetch: int = 0,
-        declare: Callable[[aiormq.Channel], Awaitable[str]] | None = None,
+        declare: Callable[[aiormq.Channel, str | None], Awaitable[str]] | None = None,
     ) -> None:
-        """With `declare`, consume the queue that it makes and names, without acknowledging."""
+        """With `declare`, consume the queue that it makes and names, without acknowledging.
+
+        Given the name of one that it has made, it only makes sure that messages find there.
+        """
         self._link = link
         self.queue = queue
         self._on_message = on_message
         self._observer = observer
         self._prefetch = prefetch
         self._declare = declare
+        self._declared: str | None = None
         self._channel: aiormq.Channel | None = None
         self._tag: str | None = None
         self._cancelled = asyncio.Event()
@@ -71,23 +75,25 @@ class Subscription:
         self._tag = None
 
     async def verify(self, probe: aiormq.Channel, *, idle: bool) -> None:
-        """Ask, on a channel that this may cost, whether the queue has a consumer; if not, consume again.
+        """Ask, on a channel that this may cost, whether messages reach us; if not, begin anew.
 
         A queue that is deleted and made anew at once keeps our consumer in
         RabbitMQ 3.10, and gives its messages to it, but sends none of them. So one
         that is `idle`, with nothing to acknowledge, begins anew after a silence.
         """
-        if not self.active or self._declare:
-            return
-        if idle and asyncio.get_running_loop().time() - self._heard_at > _RENEW_SECONDS:
+        if self.active and not await self._sound(probe, idle=idle):
             self._cancelled.set()
-            return
-        found = 0
+
+    async def _sound(self, probe: aiormq.Channel, *, idle: bool) -> bool:
         with suppress(aiormq.exceptions.ChannelNotFoundEntity):
+            if self._declare:
+                await self._declare(probe, self._declared)
+                return True
+            if idle and asyncio.get_running_loop().time() - self._heard_at > _RENEW_SECONDS:
+                return False
             answer = await probe.queue_declare(self.queue, passive=True, timeout=_RPC_SECONDS)
-            found = answer.consumer_count or 0
-        if not found:
-            self._cancelled.set()
+            return bool(answer.consumer_count)
+        return False
 
     async def _keep_consuming(self) -> None:
         failures = 0
@@ -113,7 +119,9 @@ class Subscription:
             channel.on_consumer_cancel_callbacks.add(lambda _frame: self._cancelled.set())
             await channel.basic_qos(prefetch_count=self._prefetch)
         self._cancelled.clear()
-        queue = await self._declare(channel) if self._declare else self.queue
+        queue = self.queue
+        if self._declare:
+            queue = self._declared = await self._declare(channel, None)
         answer = await channel.basic_consume(queue, self._receive, no_ack=self._declare is not None)
         self._tag = answer.consumer_tag
         self._heard_at = asyncio.get_running_loop().time()
