@@ -14,8 +14,7 @@ from pydantic import ValidationError
 
 from schemas.cancel import Cancel
 from schemas.names import Kind
-from worker.adapters.database import setup
-from worker.adapters.database.opening import Database, open_database
+from worker.adapters.database.opening import Database, is_current, open_database
 from worker.adapters.database.upkeep import kept_up
 from worker.adapters.http import serve_http
 from worker.adapters.metrics import Metrics, Observers
@@ -181,7 +180,10 @@ def _handlers(tools: Registry) -> Mapping[Kind, KindHandler]:
 @contextlib.asynccontextmanager
 async def _database(settings: Settings, observer: Observer) -> AsyncIterator[Database]:
     url, timeout = settings.database_url.get_secret_value(), settings.worker_startup_timeout
-    if settings.worker_auto_setup:
+    if settings.worker_auto_setup and not await is_current(url, startup_timeout=timeout):
+        # Ten megabytes that a worker does without whose tables are as they should be.
+        from worker.adapters.database import setup  # noqa: PLC0415
+
         await setup.upgrade(url, startup_timeout=timeout)
     limits = budgets(settings)
     async with (

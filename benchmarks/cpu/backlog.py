@@ -71,5 +71,7 @@ def _start(figure: str, seconds: list[float]) -> Figure:
 
 def _beside(many: list[Pace], few: list[Pace]) -> Figure:
     large, small = median(one.rate for one in many), median(one.rate for one in few)
-    note = f"{large:.0f} jobs/s with {LARGE_BACKLOG:,} waiting, {small:.0f} jobs/s with {SMALL_BACKLOG:,}"
+    cpu = [f"{1e6 * median(one.cpu for one in paces):.0f}" for paces in (many, few)]
+    note = f"{large:.0f} jobs/s with {LARGE_BACKLOG:,} waiting, {small:.0f} with {SMALL_BACKLOG:,}"
+    note += f"; CPU of a job {cpu[0]} and {cpu[1]} us"
     return Figure(figure="backlog_rate", value=large / small, unit="x", goal=RATE, note=note)

@@ -20,9 +20,9 @@ class Scale:
 
     times: int = 3
     """Repetitions, of which medians are taken."""
-    jobs: int = 1500
-    peer_jobs: int = 600
-    seconds: float = 6.0
+    jobs: int = 1200
+    peer_jobs: int = 500
+    seconds: float = 5.0
     """Of a measurement of latencies."""
     long: bool = False
 

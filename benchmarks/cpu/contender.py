@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from benchmarks.cpu.messages import Message, our_job
 from benchmarks.cpu.processes import MeasuredProcess, python, running
 
 IN_FLIGHT = 64
-WARM_UP = 500
+WARM_UP = 300
 """Jobs, at least, before a measurement starts."""
 
 
@@ -79,7 +79,10 @@ async def loaded(contender: Contender, load: Load, *, messages: int, jobs: int) 
     tail = contender.in_flight * len(contender.processes)
     warm_up = max(WARM_UP, 2 * tail)
     total = warm_up + jobs + tail
-    await load.publish(contender.job(messages).copies(total))
+    with ExitStack() as held:  # who is quick would else be done before all is published
+        for process in contender.processes:
+            held.enter_context(process.held())
+        await load.publish(contender.job(messages).copies(total))
     await contender.replies.reach(before + warm_up)
     yield before + total - tail - contender.replies.count
     await contender.replies.reach(before + total)

@@ -14,6 +14,7 @@ from typing import Final
 
 import aio_pika
 import httpx2
+import uvloop
 from aio_pika.abc import AbstractIncomingMessage
 from openai import AsyncOpenAI, DefaultAioHttpClient
 from sqlalchemy import Column, Integer, LargeBinary, MetaData, Table, Text, insert
@@ -128,10 +129,10 @@ async def _run(call: Callable[[], Awaitable[None]], calls: int, at_a_time: int) 
 def main(part: str) -> None:
     """Run one part."""
     if part == "broker":
-        asyncio.run(broker())
+        uvloop.run(broker())
     else:
         measure = {"openai": openai, "database": database}[part]
-        print(json.dumps({"cpu": asyncio.run(measure())}), flush=True)
+        print(json.dumps({"cpu": uvloop.run(measure())}), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ MB: Final = 2**20
 IDLE_SECONDS: Final = 2.0
 FEW, MANY = 64, 1024
 """Jobs in flight, between which a job's share is measured."""
-HELD_SECONDS: Final = 12.0
+HELD_SECONDS: Final = 8.0
 """Latency of the upstream while jobs are in flight."""
 EARLY, LATE = 20_000, 100_000
 """Jobs after which memory must no longer grow."""

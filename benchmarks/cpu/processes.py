@@ -5,8 +5,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -41,6 +41,18 @@ class MeasuredProcess:
     def memory(self) -> float:
         """Resident bytes, those of its children included."""
         return PAGE * sum(one.numbers[RSS] for one in family(self.pid).values())
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep it, and its children, from running for a while."""
+        mine = list(family(self.pid))
+        for pid in mine:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in mine:
+                os.kill(pid, signal.SIGCONT)
 
     async def logged(self, text: str, *, within: float = START_SECONDS) -> None:
         """Wait until its log holds a text."""

@@ -17,8 +17,8 @@ PROTOCOL: Final = b"AMQP\x00\x00\x09\x01"
 FRAME_BYTES: Final = 131_072
 FIRST_BYTES: Final = 7
 """A frame's head; before there are so many, nothing can be read."""
-ECHOED: Final = ("queue", "consumer_tag", "message_count", "consumer_count")
-"""What a confirmation repeats, or says to be 0."""
+CONFIRMED: Final = {"queue": "", "consumer_tag": "", "message_count": 0, "consumer_count": 1}
+"""What a confirmation repeats, or else says: who finds a queue without consumers subscribes again."""
 CAPABILITIES: Final = {"publisher_confirms": True, "basic.nack": True, "consumer_cancel_notify": True}
 
 
@@ -105,5 +105,5 @@ class AmqpConnection(asyncio.Protocol):
         """Answer that it is done."""
         group, _, name = request.valid_responses[0].partition(".")
         response = getattr(getattr(commands, group), name)
-        fields = {field: getattr(request, field, 0) for field in response.attributes() if field in ECHOED}
-        self.send(channel, response(**fields))
+        said = {name: getattr(request, name, known) for name, known in CONFIRMED.items()}
+        self.send(channel, response(**{name: said[name] for name in response.attributes() if name in said}))

@@ -14,7 +14,7 @@ LATENCIES: Final = (0.0, 0.05, 0.2)
 IN_FLIGHT: Final = (64, 256, 1024)
 SLOW: Final = (0.2, 256)
 """The cell that must be as fast as its latency, or the processor, allows."""
-SHORT: Final = ((0.0, 256), SLOW)
+SHORT: Final = (SLOW,)
 """Cells of a run that is not long; that of 0 ms and 64 in flight is measured with the CPU."""
 SHARE: Final = ">= 0.95"
 FEW: Final = 2

@@ -27,6 +27,7 @@ MODELS = (
     "shut",
     "open",
     "shares",
+    "flood",
 )
 LIMIT = """
 [limits."limited-{model}"]
@@ -75,6 +76,19 @@ class Fleet:
                 for job in jobs
             ]
             await asyncio.gather(*publishes)
+
+    async def looked_through(self) -> None:
+        """Wait until the workers have taken every job from the lane; what must wait is in waiting rooms."""
+        async with (
+            await aio_pika.connect(self._settings["AMQP_URL"]) as connection,
+            connection.channel() as channel,
+            asyncio.timeout(300),
+        ):
+            waiting: int | None = 1
+            while waiting:
+                await asyncio.sleep(0.1)
+                queue = await channel.declare_queue(lane_queue(LANES[0]), passive=True)
+                waiting = queue.declaration_result.message_count
 
     async def purge(self) -> None:
         """Forget the backlog, so that the next measurement starts alone."""

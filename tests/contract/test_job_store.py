@@ -205,7 +205,8 @@ class TestTakeover:
         )
         assert await rows(migrated_url, booked) == [
             ("estimated", 100, 50, 200_000, 1),
-            ("correction", -20, -30, -80_000, 0),
+            ("correction", -100, -50, -200_000, -1),
+            ("correction", 80, 20, 120_000, 1),
         ]
         sums = (
             "SELECT sum(estimated_requests), sum(estimated_cost_nano_usd), sum(unpriced_requests)"

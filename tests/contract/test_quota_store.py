@@ -2,29 +2,52 @@
 
 import asyncio
 import time
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from tests.support.bucket import Bucket
-from tests.support.databases import OpenWorker, rows
+from tests.support.bucket import Bucket, Shutter
+from tests.support.databases import OpenWorker, execute, rows
 from worker.adapters.database.opening import Database
-from worker.domain.bucket import Draw, Size, starts
+from worker.domain.bucket import GENTLE_SECONDS, Draw, Size, starts
 from worker.domain.quota import Exchange, Exchanged, MeterOrder, Order, Sample
 
 SIZE = Size(6000)
+PATIENCE = 2.0
+"""Seconds that a few statements may take on a busy machine."""
 
 
 def an_order(
-    units: float = 0.0, *, account: str = "main", name: str = "m", told: float | None = None, **draw: float
+    units: float = 0.0,
+    *,
+    account: str = "main",
+    name: str = "m",
+    told: float | None = None,
+    unused: float = 0.0,
+    **closing: Any,
 ) -> Order:
     """Return an order for tokens, of 100 a second."""
-    meter = MeterOrder(limit=SIZE.limit, told=told, draw=Draw(units=units, **draw))
-    return Order(account=account, name=name, tokens=meter)
+    meter = MeterOrder(limit=SIZE.limit, told=told, draw=Draw(units=units, unused=unused))
+    return Order(account=account, name=name, tokens=meter, **closing)
 
 
 async def draw(database: Database, *orders: Order) -> Exchanged:
     """Exchange nothing but orders."""
     return await database.quota.exchange(Exchange(orders=orders))
+
+
+async def let_pass(url: str, seconds: float) -> None:
+    """Let the database's clock go on, or jump: it is all the same whether that or the times change."""
+    times = ", ".join(
+        f"{name} = {name} - {seconds}" for name in ("updated_at", "closed_until", "gentle_until")
+    )
+    await execute(url, f"UPDATE buckets SET {times}")  # noqa: S608 (no foreign text)
+
+
+async def drawn_at(url: str) -> float:
+    """Return when the bucket was drawn from, by the database's clock."""
+    return float((await rows(url, "SELECT updated_at FROM buckets"))[0][0])
 
 
 async def level(database: Database) -> float:
@@ -123,6 +146,56 @@ class TestClosing:
             assert 55 < grant.closed_seconds <= 60
             assert grant.closed_for == "rate_limit"
 
+    async def test_a_refusal_is_followed_by_a_trickle(self, database: Database, migrated_url: str) -> None:
+        """Levels and corrections are those of the arithmetic, from a refusal to the full speed."""
+        await draw(database, an_order())
+        now = await drawn_at(migrated_url)
+        bucket, shutter, skipped = Bucket(SIZE.burst, now), Shutter(), 0.0
+        for passed, units, refused in (
+            (0.0, 80.0, False),
+            (1.0, 20.0, True),
+            (0.1, 5.0, False),
+            (2.0, 1.0, False),
+            (4.0, 30.0, False),
+            (0.5, 0.0, True),
+            (3.0, 200.0, False),
+            (30.0, 0.0, False),
+        ):
+            await let_pass(migrated_url, passed)
+            skipped += passed
+            order = an_order(
+                units, close_seconds=0.3 if refused else 0.0, close_after=shutter.closings if refused else -1
+            )
+            grant = (await draw(database, order)).grants[0]
+            now = await drawn_at(migrated_url) + skipped
+            bucket = bucket.drawn(SIZE, now, Draw(), shutter.opening(bucket.at))
+            if refused:
+                bucket, shutter = bucket.closed(), shutter.refused(now, 0.3, after=shutter.closings)
+            opening = shutter.opening(now)
+            assert grant.tokens.level == pytest.approx(bucket.level, abs=0.5)
+            assert grant.tokens.drift == pytest.approx(bucket.drift, abs=0.5)
+            assert grant.closed_seconds == pytest.approx(opening.closed, abs=0.01) or not shutter.closings
+            assert grant.gentle_seconds == pytest.approx(opening.gentle, abs=0.01) or not shutter.closings
+            assert grant.closings == shutter.closings
+            bucket = replace(bucket, level=bucket.level - units)
+
+    async def test_what_is_given_back_does_not_go_out_in_one_burst(self, database: Database) -> None:
+        """Workers put back what was drawn for those who may not start; it waits for the trickle too."""
+        await draw(database, an_order(20, close_seconds=0.3, close_after=0))
+        assert (await draw(database, an_order(unused=500))).grants[0].tokens.level <= 0
+
+    async def test_two_workers_tell_of_one_event(self, open_worker: OpenWorker) -> None:
+        """Neither that, nor a request that was under way, makes the trickle longer; a new refusal does."""
+        async with open_worker() as one, open_worker() as other:
+            first = (await draw(one, an_order(close_seconds=0.3, close_after=0))).grants[0]
+            same = (await draw(other, an_order(close_seconds=0.3, close_after=0))).grants[0]
+            late = (await draw(other, an_order(close_seconds=0.3, close_after=-1))).grants[0]
+            assert first.closings == same.closings == late.closings == 1
+            assert late.gentle_seconds < GENTLE_SECONDS + 1
+            again = (await draw(one, an_order(close_seconds=0.3, close_after=1))).grants[0]
+            assert again.closings == 2
+            assert again.gentle_seconds > 2 * GENTLE_SECONDS
+
     async def test_closed_credentials_are_probed_by_one(
         self, open_worker: OpenWorker, migrated_url: str
     ) -> None:
@@ -138,6 +211,42 @@ class TestClosing:
             assert sum(turns) == 1
             await one.quota.exchange(Exchange(opened=frozenset({"main"})))
             assert (await other.quota.exchange(Exchange())).accounts == {}
+
+
+class TestClock:
+    """The database's clock may jump: no more than a chunk is lost or comes early."""
+
+    async def test_forward(self, database: Database, migrated_url: str) -> None:
+        """Debts are forgiven, and no more than the burst is there at once."""
+        await draw(database, an_order(1000, close_seconds=600, close_after=0))
+        await let_pass(migrated_url, 3600)
+        grant = (await draw(database, an_order())).grants[0]
+        assert grant.tokens.level == SIZE.burst
+        assert grant.closed_seconds < 0
+
+    async def test_backward(self, database: Database, migrated_url: str) -> None:
+        """Nothing is added, nothing is taken; the bucket refills from there on."""
+        await draw(database, an_order(1000))
+        await let_pass(migrated_url, -3600)
+        assert await level(database) == pytest.approx(SIZE.burst - 1000, abs=SIZE.rate * PATIENCE)
+        await let_pass(migrated_url, 2)
+        left = SIZE.burst - 1000 + 2 * SIZE.rate
+        assert await level(database) == pytest.approx(left, abs=SIZE.rate * PATIENCE)
+
+    async def test_backward_while_closed(self, database: Database, migrated_url: str) -> None:
+        """It opens when it would have opened, not an hour later."""
+        await draw(database, an_order(close_seconds=60, close_after=0))
+        await let_pass(migrated_url, -3600)
+        grant = (await draw(database, an_order())).grants[0]
+        assert grant.closed_seconds == pytest.approx(60, abs=PATIENCE)
+        assert grant.gentle_seconds == pytest.approx(60 + GENTLE_SECONDS, abs=PATIENCE)
+
+    async def test_backward_with_a_dead_worker(self, open_worker: OpenWorker, migrated_url: str) -> None:
+        """Who spoke at a time that is yet to come does not count as waiting until then."""
+        async with open_worker() as one, open_worker() as other:
+            await draw(one, Order(account="main", name="m", waiting=3))
+            await execute(migrated_url, "UPDATE bucket_users SET seen_at = seen_at + 3600")
+            assert (await draw(other, Order(account="main", name="m", waiting=1))).grants[0].others == 0
 
 
 class TestSamples:

@@ -42,7 +42,7 @@ async def race(url: str, name: str) -> dict[str, Any]:
         await asyncio.gather(*(run_lane(url, database, f"{name}-{lane}", seen) for lane in range(LANES)))
         # As long as the dead have leases: what they held is swept by those who live.
         async with asyncio.timeout(60):
-            while await rows(url, "SELECT * FROM budget_holds"):
+            while await rows(url, "SELECT * FROM budget_holds"):  # noqa: ASYNC110 polls the database
                 await asyncio.sleep(0.2)
         sweeping.cancel()
         with suppress(asyncio.CancelledError):
@@ -119,7 +119,7 @@ async def test_budget_is_kept_by_processes_that_are_killed(migrated_url: str) ->
         process.stdin.write(b"go\n")
     for part, process in enumerate(racing[:KILLED], 1):
         async with asyncio.timeout(60):
-            while (await rows(migrated_url, SPENT))[0][0] < BUDGET * part // (KILLED + 1):
+            while (await rows(migrated_url, SPENT))[0][0] < BUDGET * part // (KILLED + 1):  # noqa: ASYNC110 likewise
                 await asyncio.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     ended = [(await process.communicate(), process.returncode) for process in racing]

@@ -210,16 +210,21 @@ async def test_b08_job_that_kills_its_workers(scene: Scene) -> None:
     neighbours = [f"good-{number}" for number in range(7)]
     for job_id in (*neighbours[:3], "poison", *neighbours[3:]):
         await scene.send(job_id, "POISON" if job_id == "poison" else "")
+
+    def all_answered() -> bool:
+        return len(scene.producer.jobs_answered()) == 8
+
     lives = 0
-    while len(scene.producer.jobs_answered()) < 8:
+    while not all_answered():
         lives += 1
         assert lives < 20, await scene.rows("SELECT job_id, status, takeovers FROM jobs")
         worker = await scene.worker("send:before:kill@POISON", wait=False, WORKER_CONCURRENCY=8)
-        answered = asyncio.create_task(scene.replied(8, within=60))
+        answered = asyncio.create_task(until(all_answered, within=60))
         ended = asyncio.create_task(worker.ended(within=60))
         await asyncio.wait({answered, ended}, return_when=asyncio.FIRST_COMPLETED)
         answered.cancel()
         ended.cancel()
+        assert worker.exit_code in {None, -9}, worker.tail()
     replies = {reply["job_id"]: reply for reply in await scene.replied(8)}
     poison = replies.pop("poison")
     assert (poison["status"], poison["error"]["code"]) == ("failed", "internal")

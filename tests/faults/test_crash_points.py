@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.broker import until
 from tests.support.databases import execute
-from tests.support.scene import Scene
+from tests.support.scene import LEASE_SECONDS, Scene
 from tests.support.upstream import Act
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
@@ -240,7 +240,7 @@ async def test_cp16_worker_that_stood_still_and_wakes_up(scene: Scene) -> None:
     await scene.send("one")
     await zombie.logged("failpoint finish")
     await scene.worker()
-    await asyncio.sleep(2)  # the lease runs out
+    await asyncio.sleep(LEASE_SECONDS)
     await scene.send("one")
     await succeeded(scene, attempts=2)
     zombie.send(signal.SIGCONT)
@@ -251,6 +251,7 @@ async def test_cp16_worker_that_stood_still_and_wakes_up(scene: Scene) -> None:
     )
     assert sorted((row["attempt_no"], row["entry"], row["open"]) for row in entries) == [
         (1, "correction", -1),
+        (1, "correction", 0),
         (1, "estimated", 1),
         (2, "measured", 0),
     ]

@@ -213,7 +213,7 @@ async def test_c03_file_locked_by_somebody(scene: Scene) -> None:
 @ON_SQLITE
 async def test_c04_many_workers_on_one_file(scene: Scene) -> None:
     """Eight worker processes, 2,000 jobs, one SQLite file: no lock error outside, no row lost or doubled."""
-    quiet: dict[str, Any] = {"WORKER_LOG_LEVEL": "info", "OPENAI_LOG": "info"}
+    quiet: dict[str, Any] = {"WORKER_LOG_LEVEL": "info", "OPENAI_LOG": "info", "WORKER_LEASE_SECONDS": 60}
     workers = await asyncio.gather(*(scene.worker(WORKER_CONCURRENCY=8, **quiet) for _ in range(8)))
     for number in range(2000):
         await scene.send(f"job-{number}")
@@ -242,6 +242,21 @@ async def test_c09_database_of_another_shape(scene: Scene) -> None:
     await scene.replied(8)
     async with aiohttp.ClientSession() as session, session.get(f"{worker.http_url}/readyz") as response:
         assert response.status == 200
+    await scene.holds()
+
+
+async def test_c09_database_changes_its_shape_during_a_call(scene: Scene) -> None:
+    """The answer is kept until the database takes it: neither dropped for a failure nor asked for again."""
+    scene.upstream.script(Act(delay=3))
+    worker = await scene.worker()
+    await scene.send("one")
+    await scene.upstream.seen(1)
+    await execute(scene.database_url, "ALTER TABLE jobs RENAME COLUMN lease_token TO another")
+    await worker.logged("broken", count=2, where="finish")
+    await execute(scene.database_url, "ALTER TABLE jobs RENAME COLUMN another TO lease_token")
+    (reply,) = await scene.replied(1)
+    assert (reply["status"], reply["attempts"], reply["usage"]["cost_status"]) == ("succeeded", 1, "priced")
+    assert await scene.states() == ["succeeded"]
     await scene.holds()
 
 

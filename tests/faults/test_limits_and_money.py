@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 ON_POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 NANO = 10**9
+NOBODY_DIES: dict[str, Any] = {"WORKER_LEASE_SECONDS": 60}
+"""However busy the machine is, no living worker is taken for dead."""
 
 HANDFUL = 5
 SLACK_SECONDS = 5
@@ -105,7 +107,7 @@ async def test_e03_admission_counts_all_that_may_be_used(scene: Scene) -> None:
     """Prompt, images and n times the largest output are reserved, and no window of tokens is overfull."""
     limit = 60_000
     scene.upstream._gate = usage_at_most
-    settings: dict[str, Any] = {"WORKER_TOKENS_PER_MINUTE": limit, "WORKER_CONCURRENCY": 32}
+    settings = {"WORKER_TOKENS_PER_MINUTE": limit, "WORKER_CONCURRENCY": 32, **NOBODY_DIES}
     await asyncio.gather(*(scene.worker(**settings) for _ in range(2)))
     for number in range(60):
         shape = {"most": 100 + 10 * (number % 7), "copies": 1 + number % 4, "images": number % 3}
@@ -147,7 +149,7 @@ async def test_e03_what_was_not_used_is_given_back(scene: Scene) -> None:
     """Jobs that reserve more than a minute's quota, and use little of it, are done within the minute."""
     limit, count = 60_000, 200
     scene.upstream._gate = lambda seen: usage_at_most(seen, part=0.02)
-    await scene.worker(WORKER_TOKENS_PER_MINUTE=limit, WORKER_CONCURRENCY=16)
+    await scene.worker(WORKER_TOKENS_PER_MINUTE=limit, WORKER_CONCURRENCY=16, **NOBODY_DIES)
     began = time.monotonic()
     for number in range(count):
         job_id = f"job-{number}"
@@ -163,7 +165,7 @@ async def test_e03_what_was_not_used_is_given_back(scene: Scene) -> None:
 async def test_e04_flood_of_one_tenant(scene: Scene) -> None:
     """Ten thousand jobs wait when ten of another tenant come: they are answered long before the flood."""
     flood, rate = 10_000, 20
-    quiet: dict[str, Any] = {"WORKER_LOG_LEVEL": "info", "OPENAI_LOG": "info", "WORKER_CONCURRENCY": 64}
+    quiet = {"WORKER_LOG_LEVEL": "info", "OPENAI_LOG": "info", "WORKER_CONCURRENCY": 64, **NOBODY_DIES}
     workers = [await scene.worker(WORKER_REQUESTS_PER_MINUTE=60 * rate, **quiet) for _ in range(2)]
     for first in range(0, flood, 100):
         await asyncio.gather(*(scene.send(f"flood-{first + number}", tenant="a") for number in range(100)))
@@ -201,7 +203,8 @@ async def test_f11_budget_is_spent_in_the_middle_of_the_queue(scene: Scene) -> N
     cost, budget = 16 * NANO // 1000, NANO  # at 1,000 dollars a million, sixteen tokens cost 1.6 cents
     usage = {"prompt_tokens": 10, "completion_tokens": 16, "total_tokens": 26}
     scene.upstream.script(Act(delay=0.3, patch={"usage": usage}, times=ALWAYS))
-    workers = await asyncio.gather(*(scene.worker(WORKER_CONCURRENCY=4) for _ in range(8)))
+    settings = {"WORKER_CONCURRENCY": 4, **NOBODY_DIES}
+    workers = await asyncio.gather(*(scene.worker(**settings) for _ in range(8)))
     for number in range(120):
         job_id = f"job-{number}"
         message = {"role": "user", "content": f"{SECRET} <{job_id}>"}

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -134,6 +135,31 @@ class TestHolds:
         for _ in range(2):
             await database.store.progress(a_progress(job, old))
         assert await spent(migrated_url) == COST
+
+    async def test_a_request_across_the_turn_of_the_month(
+        self, database: Database, migrated_url: str
+    ) -> None:
+        """It is held in the month in which it began, and spent in the one in which it was answered."""
+        end = datetime(2026, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+        start = end + timedelta(microseconds=1)
+        months = "SELECT month, spent_nano_usd FROM budget_months ORDER BY 1"
+        job, token = a_job(), a_token()
+        await database.store.claim(a_claim(job, token, at=end))
+        assert await rows(migrated_url, "SELECT month FROM budget_holds") == [("2026-12",)]
+        record = a_record(job.key, ledger=a_ledger_entry(occurred_at=start))
+        assert await database.store.finish(a_finish(job, token, record=record))
+        assert await holds(migrated_url) == []
+        assert await rows(migrated_url, months) == [("2026-12", 0), ("2027-01", COST)]
+        # A full month refuses, the next one begins with all of its budget.
+        for number in range(9):
+            job, token = a_job(f"{number}"), a_token()
+            await database.store.claim(a_claim(job, token, at=end))
+            record = a_record(job.key, ledger=a_ledger_entry(occurred_at=end))
+            await database.store.finish(a_finish(job, token, record=record))
+        assert await rows(migrated_url, months) == [("2026-12", 9 * COST), ("2027-01", COST)]
+        assert claimed(await database.store.claim(a_claim(a_job("late"), a_token(), at=end))).over_budget
+        new = claimed(await database.store.claim(a_claim(a_job("new"), a_token(), at=start)))
+        assert new.over_budget is None
 
     async def test_other_tenants_pay_nothing(self, database: Database, migrated_url: str) -> None:
         """Without a budget there is neither hold nor month."""

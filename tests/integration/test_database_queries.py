@@ -105,7 +105,7 @@ class TestJobs:
         await database.store.progress(a_progress(job, old))
         detail = await database.queries.job(job.key)
         assert detail is not None
-        assert [row.entry for row in detail.ledger] == ["estimated", "correction"]
+        assert [row.entry for row in detail.ledger] == ["estimated", "correction", "correction"]
 
     async def test_waiting_job_says_for_what(self, jobs: list[str], database: Database) -> None:
         """An operator sees why a job waits and until when."""

@@ -1,5 +1,6 @@
 """`openai-worker usage` as people run it, and OpenAI's reports from a local server."""
 
+import csv
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -209,6 +210,16 @@ class TestCommands:
         assert "2 corrections to append with --apply" in err
         assert "2 corrections appended" in (await booked("usage", "reprice", "--apply")).err
         assert (await booked("usage", "reprice", "--apply")).err.startswith("0 corrections")
-        assert (await booked("jobs", "erase", "--tenant", "acme")).err == "0 bodies erased\n"
+        owed = "0 bodies erased; 4 left, of jobs under way: erase again\n"
+        assert (await booked("jobs", "erase", "--tenant", "acme")).err == owed
         (row,) = (await booked("usage", "report", "--by", "tenant", "--json")).json
         assert row["requests"] == 2
+
+    async def test_no_name_is_taken_for_a_formula(self, booked: CommandLine, sqlite_url: str) -> None:
+        """Whoever opens a report or an export as a table runs nothing that a producer or a model wrote."""
+        await book(sqlite_url, "=cmd|' /C calc'!A0", "+1", "@x", model="-2+3")
+        export = (await booked.process("usage", "export", *RANGE)).out
+        report = (await booked("usage", "report", "--by", "model", "--csv")).out
+        cells = [cell for line in csv.reader([*export.splitlines(), *report.splitlines()]) for cell in line]
+        assert {"'=cmd|' /C calc'!A0", "'+1", "'@x", "'-2+3"} <= set(cells)
+        assert not [cell for cell in cells if cell[:1] in set("=+-@")]

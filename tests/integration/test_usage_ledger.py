@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -21,11 +23,13 @@ from tests.support.databases import (
     a_progress,
     a_record,
     a_token,
+    an_intent,
     execute,
     rows,
 )
+from worker.adapters.database import retention
 from worker.adapters.database.engine import Use, open_engine
-from worker.adapters.database.ledger_pages import ledger_pages
+from worker.adapters.database.ledger_pages import ledger_pages, settled
 from worker.adapters.database.opening import Database
 from worker.adapters.database.reports import By, ByLabel, UsageFilter
 from worker.adapters.database.repricing import Repricing
@@ -35,7 +39,7 @@ from worker.adapters.database.tables import SUMMED, attempts, requests, results
 from worker.cli.ledger_files import CsvFile, LedgerFileError, ParquetFolder
 from worker.domain.attempt import Account, AttemptState, Entry
 from worker.domain.prices import PriceList
-from worker.ports import AlreadyDone
+from worker.ports import AlreadyDone, Claim
 
 DAY = timedelta(days=1)
 CHEAP = PriceList(
@@ -98,6 +102,7 @@ class TestSummary:
                 UsageFilter(until=(NOON + DAY).replace(hour=0)),
                 UsageFilter(since=NOON, model="gpt-6-luna", kind=Kind.COMPLETION, project="proj-1"),
                 UsageFilter(organization="org-1", account="main"),
+                UsageFilter(organization=""),
             )
         ]
         await some_of_each(database)
@@ -151,31 +156,49 @@ class TestSummary:
         """A row whose transaction commits after rows with higher ids is not passed over."""
         async with open_postgres as (database, engine):
             await book(database, "first")
-            async with engine.connect() as slow:
-                transaction = await slow.begin()
-                await slow.exec_driver_sql("UPDATE jobs SET labels = labels WHERE job_id = 'first'")
-                await slow.exec_driver_sql(
-                    "INSERT INTO usage_ledger (tenant, job_id, attempt_no, entry, model, labels, occurred_at,"
-                    " account, requests, unpriced_requests, estimated_requests, estimated_cost_nano_usd)"
-                    " VALUES ('acme', 'late', 1, 'measured', 'm', '{}', now(), 'main', 1, 0, 0, 0)"
-                )
+            async with slow_booking(engine):
                 await book(database, "last")
                 for _ in range(4):
                     await Summary(engine).catch_up()
                 assert await rows(postgres_url, "SELECT ledger_id FROM usage_summary_mark") == [(0,)]
-                await transaction.commit()
             for _ in range(3):
                 await Summary(engine).catch_up()
             assert await rows(postgres_url, "SELECT ledger_id FROM usage_summary_mark") == [(3,)]
             assert await rows(postgres_url, "SELECT sum(requests) FROM usage_summary") == [(3,)]
 
+    async def test_goes_on_where_the_database_was_restored(
+        self, postgres_url: str, open_postgres: Any
+    ) -> None:
+        """On a server that counts its transactions anew, nothing waits for those of the old one."""
+        async with open_postgres as (database, engine):
+            await book(database, "before")
+            await execute(
+                postgres_url,
+                "UPDATE usage_summary_mark SET next_ledger_id = 1, next_transaction = '99999999999'",
+            )
+            await book(database, "after")
+            for _ in range(3):
+                await Summary(engine).catch_up()
+            assert await rows(postgres_url, "SELECT ledger_id FROM usage_summary_mark") == [(2,)]
+
+
+@asynccontextmanager
+async def slow_booking(engine: AsyncEngine) -> AsyncIterator[None]:
+    """Book a row for job `first`, in a transaction that is open until the end."""
+    async with engine.begin() as slow:
+        await slow.exec_driver_sql("UPDATE jobs SET labels = labels WHERE job_id = 'first'")
+        await slow.exec_driver_sql(
+            "INSERT INTO usage_ledger (tenant, job_id, attempt_no, entry, model, labels, occurred_at,"
+            " account, requests, unpriced_requests, estimated_requests, estimated_cost_nano_usd)"
+            " VALUES ('acme', 'late', 1, 'measured', 'm', '{}', now(), 'main', 1, 0, 0, 0)"
+        )
+        yield
+
 
 @pytest.fixture
 def open_postgres(postgres_url: str) -> Any:
     """Return what opens a worker and an engine on PostgreSQL."""
-    from contextlib import asynccontextmanager  # noqa: PLC0415 used here only
-
-    from tests.support.databases import Events, open_database, upgrade  # noqa: PLC0415 likewise
+    from tests.support.databases import Events, open_database, upgrade  # noqa: PLC0415 used here only
 
     @asynccontextmanager
     async def both() -> AsyncIterator[tuple[Database, AsyncEngine]]:
@@ -203,6 +226,20 @@ async def test_reports_by_label(database: Database) -> None:
     assert (total.requests, total.unpriced_requests) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["a.b", "it's", "a%b", "100 %s", "ключ", "日本 語", "$[0]", "0", "a:b=c", "--", "*", "null", ";DROP"],
+)
+async def test_labels_may_be_any_text(text: str, database: Database) -> None:
+    """No name or value of a label means anything to the database."""
+    await book(database, "odd", job={"labels": {text: text}})
+    await book(database, "plain")
+    by = await database.queries.usage([ByLabel(text)])
+    assert {row.group[f"label:{text}"]: row.requests for row in by} == {text: 1, None: 1}
+    (total,) = await database.queries.usage([], UsageFilter(labels={text: text}))
+    assert total.requests == 1
+
+
 class TestExport:
     """Files of ledger rows."""
 
@@ -224,6 +261,21 @@ class TestExport:
         foreign.write_text("name\n1\n")
         with pytest.raises(LedgerFileError, match="no export"):
             await to_csv(engine, foreign, resume=True)
+
+    async def test_rows_that_appear_late_are_exported(
+        self, postgres_url: str, open_postgres: Any, tmp_path: Path
+    ) -> None:
+        """A row whose transaction ends after later ones is waited for, or left for the next time."""
+        async with open_postgres as (database, engine):
+            await book(database, "first")
+            async with slow_booking(engine):
+                await book(database, "last")
+                assert await settled(engine, patience=0.1) == (0, False)
+                waiting = asyncio.ensure_future(settled(engine, patience=30))
+                await asyncio.sleep(0)
+                assert not waiting.done()
+            assert await waiting == (3, True)
+            assert (await to_csv(engine, tmp_path / "all.csv")).count(b"\n") == 4
 
     async def test_no_cell_breaks_a_line(
         self, database: Database, engine: AsyncEngine, tmp_path: Path
@@ -267,7 +319,8 @@ class TestExport:
 async def to_csv(engine: AsyncEngine, path: Path, *, resume: bool = False) -> bytes:
     """Export everything, two rows a page."""
     with CsvFile(path, resume=resume) as target:
-        async for page in ledger_pages(engine, UsageFilter(), after=target.last_id, page=2):
+        until = (await settled(engine)).last_id
+        async for page in ledger_pages(engine, UsageFilter(), after=target.last_id, until=until, page=2):
             target.write(page)
     return path.read_bytes()  # noqa: ASYNC240 a small file
 
@@ -275,7 +328,8 @@ async def to_csv(engine: AsyncEngine, path: Path, *, resume: bool = False) -> by
 async def to_parquet(engine: AsyncEngine, folder: Path, *, resume: bool = False) -> dict[str, bytes]:
     """Export everything, two rows a part."""
     with ParquetFolder(folder, resume=resume, rows_a_part=2) as target:
-        async for page in ledger_pages(engine, UsageFilter(), after=target.last_id, page=3):
+        until = (await settled(engine)).last_id
+        async for page in ledger_pages(engine, UsageFilter(), after=target.last_id, until=until, page=3):
             target.write(page)
     return {part.name: part.read_bytes() for part in sorted(folder.iterdir())}  # noqa: ASYNC240 likewise
 
@@ -330,6 +384,43 @@ class TestRepricing:
         assert await self.reprice(engine, apply=True, prices=prices) == [("job", 120_000, 240_000)]
         (total,) = await database.queries.usage([])
         assert (total.cost_nano_usd, total.estimated_requests) == (240_000, 0)
+
+    @pytest.mark.parametrize("reserved", [None, 200_000])
+    async def test_before_a_late_outcome(
+        self, reserved: int | None, database: Database, engine: AsyncEngine, open_worker: OpenWorker
+    ) -> None:
+        """An estimate that was priced again is taken back as a whole, from the model asked for."""
+        job, old = a_job(), a_token()
+        intent = an_intent(reserved_cost_nano_usd=reserved)
+        async with open_worker() as dying:
+            await dying.store.claim(Claim(job=job, lease_token=old, intent=intent, at=NOON))
+        await database.store.claim(a_claim(job, a_token()))
+        told = [("job", reserved, 150_000)]
+        cheaper = replace(CHEAP, output=Decimal(1))
+        assert await self.reprice(engine, apply=True, prices=lambda *_: cheaper) == told
+        record = a_record(job.key, ledger=a_ledger_entry(model="gpt-6-luna-2026-08-07"))
+        for _ in range(2):
+            await database.store.progress(replace(a_progress(job, old), record=record))
+        totals = {
+            row.group["model"]: (row.requests, row.input_tokens, row.cost_nano_usd)
+            for row in await database.queries.usage([By.MODEL])
+        }
+        assert totals == {"gpt-6-luna": (0, 0, 0), "gpt-6-luna-2026-08-07": (1, 80, 120_000)}
+        (total,) = await database.queries.usage([])
+        assert (total.unpriced_requests, total.estimated_requests) == (0, 0)
+        assert total.estimated_cost_nano_usd == 0
+
+    async def test_corrections_of_corrections(
+        self, database: Database, engine: AsyncEngine, migrated_url: str
+    ) -> None:
+        """However often prices change their mind, an attempt costs what the last ones say."""
+        await book(database, "job")
+        for price in (3, 1, 3, 2):
+            prices = replace(CHEAP, input=Decimal(price), cached_input=Decimal(price), output=Decimal(0))
+            await self.reprice(engine, apply=True, prices=lambda *_, now=prices: now)
+            (total,) = await database.queries.usage([])
+            assert (total.cost_nano_usd, total.requests) == (80_000 * price, 1)
+        assert await rows(migrated_url, "SELECT count(*) FROM usage_ledger") == [(5,)]
 
     async def test_a_price_that_is_gone_changes_nothing(
         self, database: Database, engine: AsyncEngine
@@ -386,10 +477,29 @@ class TestRetention:
         assert left["jobs"] == ["new", "old", "owed", "runs"]
         assert left["usage_ledger"] == ["new", "old", "owed"]
 
-    async def test_many_jobs_in_small_steps(
+    async def test_who_looks_for_something_to_erase_waits_for_nobody(
         self, database: Database, engine: AsyncEngine, migrated_url: str
     ) -> None:
-        """More jobs than one transaction takes are all erased, while others write."""
+        """However many jobs it looks at, it takes no lock before it has found something."""
+        await some_of_each(database)
+        writer = open_engine(migrated_url, Use.WRITE)
+        async with writer.begin() as writing, asyncio.timeout(10):
+            await writing.exec_driver_sql("UPDATE jobs SET labels = labels")
+            assert await Retention(engine).expire({requests: NOON - DAY}) == 0
+            assert await Retention(engine).erase_tenant("nobody") == 0
+        await writer.dispose()
+
+    @pytest.mark.parametrize("stretch", [7, 2_000])
+    async def test_many_jobs_in_small_steps(
+        self,
+        stretch: int,
+        database: Database,
+        engine: AsyncEngine,
+        migrated_url: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """More jobs than one look or transaction takes are all erased, while others write."""
+        monkeypatch.setattr(retention, "_LOOKED_AT", stretch)
         jobs = [a_job(f"{number:03}") for number in range(450)]
         tokens = [a_token() for _ in jobs]
         await asyncio.gather(*(database.store.claim(a_claim(*one)) for one in zip(jobs, tokens, strict=True)))

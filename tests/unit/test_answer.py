@@ -223,7 +223,7 @@ _USAGES: list[tuple[Kind, dict[str, Any], Usage | None]] = [
         {"prompt_tokens": 1, "completion_tokens": 0, "prompt_tokens_details": None},
         Usage(input_tokens=1),
     ),
-    (Kind.COMPLETION, {"prompt_tokens": 2**53 - 1, "completion_tokens": 0}, Usage(input_tokens=2**53 - 1)),
+    (Kind.COMPLETION, {"prompt_tokens": 2**40 - 1, "completion_tokens": 0}, Usage(input_tokens=2**40 - 1)),
     (Kind.EMBEDDING, {"prompt_tokens": 5, "total_tokens": 5}, Usage(input_tokens=5)),
     # Nonsense: it cannot be billed from.
     (Kind.COMPLETION, {"prompt_tokens": "12", "completion_tokens": 3}, None),
@@ -231,7 +231,7 @@ _USAGES: list[tuple[Kind, dict[str, Any], Usage | None]] = [
     (Kind.COMPLETION, {"prompt_tokens": 0, "completion_tokens": 0}, None),
     (Kind.COMPLETION, {"prompt_tokens": 1.0, "completion_tokens": 3}, None),
     (Kind.COMPLETION, {"prompt_tokens": True, "completion_tokens": 3}, None),
-    (Kind.COMPLETION, {"prompt_tokens": 2**53, "completion_tokens": 3}, None),
+    (Kind.COMPLETION, {"prompt_tokens": 2**40, "completion_tokens": 3}, None),
     (Kind.COMPLETION, {"prompt_tokens": 2**63, "completion_tokens": 3}, None),
     (Kind.COMPLETION, {"prompt_tokens": 10}, None),
     (Kind.COMPLETION, {"prompt_tokens": 10, "completion_tokens": None}, None),
@@ -287,6 +287,29 @@ def test_counts_hosted_tools() -> None:
         Meter.IMAGE_GENERATION_INPUT: 30,
         Meter.IMAGE_GENERATION_OUTPUT: 400,
     }
+
+
+def test_counts_what_is_new() -> None:
+    """Details and tools that nobody here has heard of are kept by their names, if these are any."""
+    details = {"text_tokens": 5, "video_tokens": 3, "smell_tokens": 0, "\u0000": 1, "odd": -1, "x" * 999: 1}
+    usage = {"input_tokens": 9, "output_tokens": 4, "input_tokens_details": details}
+    usage["output_tokens_details"] = {"reasoning_tokens": 1, "drawn_tokens": 2, "note": "hello", "deep": {}}
+    tools = {"web_search": {"num_requests": 1, "other": 5}, "lab": {"runs": 7, "name": "x"}, "plain": 3}
+    answer = read_answer(Kind.ASSISTANT, orjson.dumps(response(usage=usage, tool_usage=tools)))
+    assert answer.usage is not None
+    assert answer.usage.meters == {
+        "input.video_tokens": 3,
+        "output.drawn_tokens": 2,
+        Meter.WEB_SEARCH: 1,
+        "lab.runs": 7,
+    }
+
+
+def test_names_are_cut() -> None:
+    """What answers cannot choose a name that is too long to sum up by."""
+    answer = read_answer(Kind.COMPLETION, orjson.dumps(chat(model="m" * 10_000, service_tier="t" * 10_000)))
+    assert answer.service_tier is not None
+    assert (len(answer.model), len(answer.service_tier)) == (256, 256)
 
 
 def test_meters_are_plain_names() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.bucket import Bucket
-from worker.domain.bucket import Draw, Size, drift_told, starts
+from worker.domain.bucket import TRICKLE, Draw, Opening, Size, drift_told, starts
 
 _CHUNK = st.tuples(
     st.floats(0, 5),  # seconds since the last draw
@@ -106,3 +106,28 @@ def test_corrections_come_down_at_once_and_up_slowly() -> None:
     assert (down.level, down.drift) == (10 - 300, -300)
     up = Bucket(-300.0, 0.0).drawn(size, 1.0, Draw(drift=300, weight=1))
     assert (up.level, up.drift) == (-300 + 10 + 2, 2)
+
+
+_OPENING = st.builds(Opening, closed=st.floats(-100, 100), gentle=st.floats(-100, 200))
+
+
+@given(opening=_OPENING, refill=st.floats(0.001, 1000))
+def test_how_long_a_refill_takes_after_a_refusal(opening: Opening, refill: float) -> None:
+    """Both ways of asking agree: what has come after so long, and how long until so much has come."""
+    assert abs(opening.refilled(opening.until(refill)) - refill) < 1e-6 * (1 + refill)
+
+
+@given(opening=_OPENING, seconds=st.floats(0, 1000), more=st.floats(0, 100))
+def test_a_refusal_only_ever_slows_down(opening: Opening, seconds: float, more: float) -> None:
+    """A bucket never refills faster than at its rate, and never runs dry by waiting."""
+    gained = opening.refilled(seconds + more) - opening.refilled(seconds)
+    assert -1e-9 <= gained <= more + 1e-9
+
+
+def test_closed_trickling_and_open() -> None:
+    """Nothing, then a little, then everything."""
+    opening = Opening(1.0, 5.0)
+    assert opening.refilled(1.0) == 0
+    assert opening.refilled(5.0) == 4 * TRICKLE
+    assert opening.refilled(7.0) == 4 * TRICKLE + 2
+    assert opening.until(0) == 1.0

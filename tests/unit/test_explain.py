@@ -106,7 +106,7 @@ def test_the_limit_that_a_job_waits_for_is_named(fields: dict[str, Any], said: s
     for standing in ({"status": "waiting"}, {"status": "running", "lease_owner": "w1"}):
         lines = explain(job(model="gpt-6", **standing), [WORKER], NOON, calling=False, limits=limits)
         assert len(lines) == 2
-        assert lines[1].startswith("the limit of gpt-* on the credentials main")
+        assert lines[1].startswith("the limit of gpt-* on the account main")
         assert said in lines[1]
     done = job(model="gpt-6", status="succeeded", finished_at=NOON)
     assert len(explain(done, [WORKER], NOON, calling=False, limits=limits)) == 2

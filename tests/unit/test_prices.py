@@ -1,6 +1,7 @@
 """Unit prices and exact costs."""
 
 import random
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal, localcontext
 from fractions import Fraction
@@ -98,6 +99,13 @@ def test_without_a_price_there_is_no_cost(meter: str) -> None:
     """What has no price is unpriced, not free."""
     assert LUNA.cost_nano_usd(Usage(input_tokens=1, meters={meter: 1})) is None
     assert LUNA.cost_nano_usd(Usage(input_tokens=1, meters={meter: 0})) == 100
+
+
+def test_new_parts_cost_what_the_whole_does() -> None:
+    """Tokens of a kind that is new are tokens all the same."""
+    whole = Usage(input_tokens=10, output_tokens=10)
+    parts = replace(whole, meters={"input.video_tokens": 9, "output.drawn_tokens": 9})
+    assert LUNA.cost_nano_usd(parts) == LUNA.cost_nano_usd(whole)
 
 
 @pytest.mark.parametrize(("tokens", "nano_usd"), [(1, 0), (3, 2), (5, 2), (7, 4)])

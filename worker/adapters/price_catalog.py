@@ -59,7 +59,7 @@ class PriceCatalog(PriceBook):
     @override
     def prices(self, model: str, service_tier: str | None, at: datetime) -> PriceList | None:
         """Return the operator's prices before the known ones; None for an unknown model or tier."""
-        if len(model) > _LONGEST_NAME:
+        if max(len(model), len(service_tier or "")) > _LONGEST_NAME:
             return None
         tier = _SAME_TIER.get(service_tier, service_tier or _STANDARD)
         return self._found(model, tier, at.astimezone(UTC).date())

@@ -52,7 +52,7 @@ def _limits(job: "JobRow", limits: Sequence["LimitRow"], closed: Sequence["Close
     for row in limits:
         if not row.concerns(job.model):
             continue
-        where = f"the limit of {row.name} on the credentials {row.account}"
+        where = f"the limit of {row.name} on the account {row.account}"
         if row.paused:
             yield f"{where} is paused until `openai-worker limits resume {row.name}`"
         elif row.closed_seconds:

@@ -150,14 +150,16 @@ def erase(
 ) -> None:
     """Erase a tenant's stored requests, results and checkpoints for good. Its bill and its job ids stay."""
     limit = before.replace(tzinfo=UTC) if before else None
-    complain(f"{work(_erase(settings(), tenant, limit))} bodies erased")
+    erased, left = work(_erase(settings(), tenant, limit))
+    complain(f"{erased} bodies erased" + (f"; {left} left, of jobs under way: erase again" if left else ""))
 
 
-async def _erase(loaded: "Settings", tenant: str, before: datetime | None) -> int:
+async def _erase(loaded: "Settings", tenant: str, before: datetime | None) -> tuple[int, int]:
     from worker.adapters.database.retention import Retention
 
     async with ledger(loaded, write=True) as engine:
-        return await Retention(engine).erase_tenant(tenant, before)
+        retention = Retention(engine)
+        return await retention.erase_tenant(tenant, before), await retention.left(tenant, before)
 
 
 async def _list(loaded: "Settings", only: "JobFilter", limit: int) -> list["JobRow"]:

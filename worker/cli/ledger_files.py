@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, Self, TextIO
 import orjson
 from typing_extensions import override
 
-from worker.cli.output import plain
+from worker.cli.output import harmless
 
 COLUMNS: Final = (
     "id",
@@ -216,7 +216,7 @@ def _csv(rows: Sequence[Row], *, header: bool = False) -> str:
     for row in rows:
         cells = {name: _cell(name, row[name]) for name in COLUMNS}
         times = {name: _time(cells[name]) for name in _TIMES}
-        texts = {name: plain(cells[name]) for name in _TEXTS if cells[name] is not None}
+        texts = {name: harmless(cells[name]) for name in _TEXTS if cells[name] is not None}
         writer.writerow((cells | times | texts).values())
     return text.getvalue()
 

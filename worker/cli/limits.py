@@ -30,7 +30,9 @@ _SHOWN: Final = (
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="The model, or the glob of [limits] it falls under.")
 ]
-Account = Annotated[str | None, typer.Option(help="Only on these credentials.")]
+Account = Annotated[
+    str | None, typer.Option(help="Only on these credentials, or on the project or organization they share.")
+]
 
 
 @app.command()
@@ -50,7 +52,7 @@ def pause(name: Name, *, account: Account = None) -> None:
     """Let no request through until `limits resume`; its jobs wait."""
     found = work(_set(settings(), name, account, paused=True))
     for place, _ in found:
-        complain(f"{name} is paused on the credentials {place}")
+        complain(f"{name} is paused on the account {place}")
 
 
 @app.command()
@@ -60,7 +62,7 @@ def resume(name: Name, *, account: Account = None) -> None:
     if not found:
         stop(f"there is no limit {name}; `openai-worker limits show` lists them", Exit.FAILED)
     for place, _ in found:
-        complain(f"{name} is open on the credentials {place}")
+        complain(f"{name} is open on the account {place}")
 
 
 async def _limits(loaded: "Settings") -> tuple[list["LimitRow"], list["ClosedAccount"]]:
@@ -72,8 +74,22 @@ async def _set(loaded: "Settings", name: str, account: str | None, *, paused: bo
     from worker.adapters.database.opening import open_limits
 
     url, patience = loaded.database_url.get_secret_value(), loaded.worker_startup_timeout
+    default = _quota(loaded, "default")
+    only = None if account is None else _quota(loaded, account)
     async with open_limits(url, startup_timeout=patience) as limits:
-        return await limits.set_paused(name, account, paused=paused)
+        return await limits.set_paused(name, only, paused=paused, default=default)
+
+
+def _quota(loaded: "Settings", credentials: str) -> str:
+    """Return whose limits some credentials use; any other name is that of a project or organization."""
+    from worker.domain.attempt import Account
+
+    if credentials in loaded.credentials:
+        table = loaded.credentials[credentials]
+        return Account(name=credentials, organization=table.organization, project=table.project).quota
+    if credentials == Account().name:
+        return Account(organization=loaded.openai_org_id, project=loaded.openai_project_id).quota
+    return credentials
 
 
 def _as_dict(row: "LimitRow") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 _WIDEST: Final = 10_000
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 def print_json(value: object) -> None:
@@ -63,6 +64,11 @@ def dollars(nano_usd: int | None) -> str | None:
 def plain(text: str) -> str:
     """Escape what a terminal would obey: producers choose names."""
     return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def harmless(text: str) -> str:
+    """Return a text for CSV: an apostrophe keeps spreadsheets from taking a name for a formula."""
+    return ("'" if text.startswith(_FORMULA) else "") + plain(text)
 
 
 def _cell(value: Any) -> Text:

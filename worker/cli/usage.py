@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from worker.cli import usage_export, usage_reconcile, usage_reprice
-from worker.cli.output import dollars, print_rows
+from worker.cli.output import dollars, harmless, print_rows
 from worker.cli.usage_options import (
     From,
     Json,
@@ -83,7 +83,10 @@ def report(  # noqa: PLR0913 - one for each option
     if as_csv:
         writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        names = {group.value for group in groups}
+        for row in rows:
+            texts = {name: harmless(row[name]) for name in names if row[name] is not None}
+            writer.writerow(row | texts)
     else:
         print_rows(rows, columns, as_json=json)
 

@@ -60,12 +60,15 @@ def _target(output: Path | None, form: Form, *, resume: bool) -> "LedgerFile":
 
 
 async def _export(loaded: "Settings", asked: "UsageFilter", target: "LedgerFile") -> int:
-    from worker.adapters.database.ledger_pages import ledger_pages
+    from worker.adapters.database.ledger_pages import ledger_pages, settled
 
     count = 0
     with target:
         async with ledger(loaded) as engine:
-            async for page in ledger_pages(engine, asked, after=target.last_id):
+            until, whole = await settled(engine)
+            async for page in ledger_pages(engine, asked, after=target.last_id, until=until):
                 target.write(page)
                 count += len(page)
+    if not whole:
+        complain(f"a transaction has been open for long: rows after id {until} are left for --resume")
     return count

@@ -54,7 +54,7 @@ class Draws:
         self._waiters.pop(waiter, None)
         waiter.timer = None
         if waiter.gone:
-            self.supply.give_back(1, waiter.tokens)
+            self._give_back(waiter)
         return not waiter.gone
 
     def leave(self, waiter: Waiter) -> None:
@@ -63,13 +63,13 @@ class Draws:
         if waiter.timer is not None:  # else it is still being ordered, and goes back with the answer
             waiter.timer.cancel()
             waiter.timer = None
-            self.supply.give_back(1, waiter.tokens)
+            self._give_back(waiter)
 
     def put_back(self) -> None:
         """Let everybody whose start is known stand in line again."""
         for waiter in [waiter for waiter in self._waiters if waiter.timer is not None]:
             self.leave(waiter)
-            self.line.put_back(waiter)
+            self.line.push(waiter)
         self.doubtful.clear()
 
     def take_doubtful(self) -> list[Waiter]:
@@ -118,6 +118,10 @@ class Draws:
             waiter.expected = expected
             self._last_start = max(self._last_start, now + wait)
             later(wait, waiter)
+
+    def _give_back(self, waiter: Waiter) -> None:
+        self.supply.give_back(1, waiter.tokens)
+        self.line.refund(waiter)
 
     def _into_line(self, waiters: Iterable[Waiter]) -> None:
         for waiter in waiters:

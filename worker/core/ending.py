@@ -1,19 +1,26 @@
-"""How jobs end: from what a run raised or returned to what commit 2 writes."""
+"""How claims end: from what a run raised or returned to what is written, commit 2 above all."""
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import count
+from typing import Final
 
 from schemas.failure import Failure, FailureCode
 from schemas.reply import ReplyStatus
+from worker.core.journal import LostClaimError
 from worker.core.kind import Result
 from worker.core.limits import TooLargeError
 from worker.core.replies import reply_body
 from worker.core.run import ExpiredError, GaveUpError, JobRun
+from worker.core.services import Services
 from worker.core.worktime import StoppedError
 from worker.domain.answer import Answer
-from worker.domain.events import JobFinished
+from worker.domain.events import Broken, JobFinished
 from worker.domain.job import Job
-from worker.ports import AlreadyDone, Finish, OwedReply
+from worker.ports import AlreadyDone, Finish, OwedReply, Wait
+
+_REFUSED_PAUSE: Final = 10.0
+"""Seconds before the database is asked again for what it refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +90,59 @@ def finish_of(run: JobRun, end: End, now: datetime) -> Finish:
         reply=OwedReply(key=job.key, reply_id=f"{journal.lease_token:016x}", address=job.address, body=body),
         finished_at=now,
     )
+
+
+async def write_end(run: JobRun, end: End, services: Services) -> Finish:
+    """Make an end durable; return what was written. Raises LostClaimError.
+
+    An outcome that the database refuses becomes a failure. If it refuses that
+    too, it is the database that is wrong, and both are tried until one is taken:
+    given up, the job would stay ours, neither done nor anybody else's.
+    """
+    finish, other = finish_of(run, end, services.clock.now()), None
+    for tries in count(1):
+        try:
+            kept = await services.store.finish(finish)
+        except Exception as error:  # noqa: BLE001 (whatever is wrong, the answer must not be lost)
+            services.observer(Broken(key=run.job.key, where="finish", error=error))
+            finish, other = other or _instead(run, finish, error, services), finish
+            if tries % 2 == 0:
+                await services.clock.sleep(_REFUSED_PAUSE)
+        else:
+            break
+    if not kept:
+        raise LostClaimError
+    return finish
+
+
+def _instead(run: JobRun, finish: Finish, error: Exception, services: Services) -> Finish:
+    run.journal.doubt(finish.record)
+    return finish_of(run, end_of_error(error), services.clock.now())
+
+
+async def release(run: JobRun, services: Services, *, seconds: float, reason: str) -> bool:
+    """Give a claim up, for a while; False when it was lost already."""
+    run.forgo()
+    while True:
+        try:
+            await run.journal.write()
+            now = services.clock.now()
+            wait = Wait(
+                job=run.job,
+                lease_token=run.journal.lease_token,
+                until=now + timedelta(seconds=seconds),
+                reason=reason,
+                step_attempts=run.step_attempts,
+                worked_seconds=run.work.worked,
+                at=now,
+            )
+            return await services.store.wait(wait)
+        except LostClaimError:
+            return False
+        except Exception as error:  # noqa: BLE001 (as above: nobody else could take the job)
+            # An outcome that was refused is not tried again: the next claim books it as unknown.
+            services.observer(Broken(key=run.job.key, where="release", error=error))
+            await services.clock.sleep(_REFUSED_PAUSE)
 
 
 def erased_reply(job: Job, done: AlreadyDone, now: datetime) -> OwedReply:

@@ -161,10 +161,12 @@ class SharedLimiter(Limiter):
     ) -> Permit | None:
         """Stand in line until the wait proves too long, which raises; None: closed on the last step."""
         async with self._in_line(gate, need, tokens, probe=probe) as waiter:
-            for _ in range(_ROUNDS):
+            rounds = 0
+            while rounds < _ROUNDS and not waiter.gone:
                 await asyncio.wait({waiter.future}, timeout=seconds)
-                if waiter.future.done() or self._is_far(gate, waiter, seconds):
-                    break
+                # Whoever is drawn has had his tenant's turn, and is about to start.
+                if waiter not in gate.drawn:
+                    rounds = _ROUNDS if self._is_far(gate, waiter, seconds) else rounds + 1
         if waiter.future.cancelled():
             raise self._postponed(gate, need, tokens, self._estimate(gate, need, tokens))
         waiter.future.result()
@@ -215,7 +217,7 @@ class SharedLimiter(Limiter):
 
     def _is_far(self, gate: Gate, waiter: Waiter, patience: float) -> bool:
         """Whether one whose wait was underestimated had better leave the process."""
-        return waiter not in gate.drawn and self._estimate(gate, waiter.need, waiter.tokens) > patience
+        return self._estimate(gate, waiter.need, waiter.tokens) > patience
 
     def _permit(
         self, gate: Gate, need: Need, tokens: float, expected: tuple[float, float] | None

@@ -119,6 +119,10 @@ class Line:
     def put_back(self, waiter: Waiter) -> None:
         """Let one that was taken out stand in its place again."""
         self.push(waiter)
+        self.refund(waiter)
+
+    def refund(self, waiter: Waiter) -> None:
+        """Give one's tenant back the turn that was not used."""
         (self._high if waiter.need.high else self._normal).refund(waiter)
 
     def pop(self, may: Callable[[str], bool]) -> Waiter | None:

@@ -6,7 +6,6 @@ receive, decode, admit, claim + intent (commit 1), call, outcome + result + owed
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import timedelta
 from typing import Final
 
 from schemas.failure import FailureCode
@@ -18,8 +17,9 @@ from worker.core.ending import (
     end_of_result,
     erased_reply,
     failed,
-    finish_of,
     finished_event,
+    release,
+    write_end,
 )
 from worker.core.intake import Rejection
 from worker.core.journal import Journal, LostClaimError
@@ -46,7 +46,6 @@ from worker.ports import (
     Publisher,
     PublishError,
     Settlement,
-    Wait,
 )
 
 _BROKER_PAUSE: Final = 10.0
@@ -151,7 +150,7 @@ class Processor:
             return Settlement.ACK
         except asyncio.CancelledError:
             # The process is stopping: what the job has spent is written, and the job handed back.
-            await self._release(run, seconds=0, reason="handed back")
+            await release(run, self._services, seconds=0, reason="handed back")
             return Settlement.REQUEUE
         finally:
             self._running.pop(run.job.key, None)
@@ -196,24 +195,10 @@ class Processor:
             raise PostponedError(_BROKER_PAUSE, "it cannot be put among the dead") from None
         return failed(FailureCode.INTERNAL, reason)
 
-    async def _finish(self, run: JobRun, end: End, *, refused: bool = False) -> Settlement:
-        """Commit 2, then the reply; should that fail, the database still owes it.
-
-        An outcome that the database refuses becomes a failure.
-        """
+    async def _finish(self, run: JobRun, end: End) -> Settlement:
+        """Commit 2, then the reply; should that fail, the database still owes it."""
         run.forgo()
-        finish = finish_of(run, end, self._services.clock.now())
-        try:
-            kept = await self._services.store.finish(finish)
-        except Exception as error:
-            if refused:
-                raise
-            # Else the job would stay ours, neither done nor anybody else's.
-            self._services.observer(Broken(key=run.job.key, where="finish", error=error))
-            run.journal.doubt(finish.record)
-            return await self._finish(run, end_of_error(error), refused=True)
-        if not kept:
-            raise LostClaimError
+        finish = await write_end(run, end, self._services)
         self._services.observer(finished_event(run, finish))
         await self._replies.deliver(finish.reply)
         return Settlement.ACK
@@ -228,33 +213,11 @@ class Processor:
         return Settlement.ACK
 
     async def _postpone(self, delivery: Delivery, run: JobRun, postponed: PostponedError) -> Settlement:
-        if not await self._release(run, seconds=postponed.seconds, reason=postponed.reason):
+        seconds, reason = postponed.seconds, postponed.reason
+        if not await release(run, self._services, seconds=seconds, reason=reason):
             return Settlement.ACK
-        event = JobWaits(
-            key=run.job.key, lane=run.job.lane, seconds=postponed.seconds, reason=postponed.reason
-        )
-        self._services.observer(event)
-        return await self._park(delivery, postponed.seconds)
-
-    async def _release(self, run: JobRun, *, seconds: float, reason: str) -> bool:
-        """Give the claim up; False when it was lost already."""
-        run.forgo()
-        try:
-            await run.journal.write()
-        except LostClaimError:
-            return False
-        now = self._services.clock.now()
-        return await self._services.store.wait(
-            Wait(
-                job=run.job,
-                lease_token=run.journal.lease_token,
-                until=now + timedelta(seconds=seconds),
-                reason=reason,
-                step_attempts=run.step_attempts,
-                worked_seconds=run.work.worked,
-                at=now,
-            )
-        )
+        self._services.observer(JobWaits(key=run.job.key, lane=run.job.lane, seconds=seconds, reason=reason))
+        return await self._park(delivery, seconds)
 
     async def _park(self, delivery: Delivery, seconds: float) -> Settlement:
         """Leave a copy in a waiting room. A crash before the ack makes two copies of one claimable job."""

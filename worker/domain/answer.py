@@ -1,18 +1,22 @@
 """OpenAI's answer, read once."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import jiter
 
 from schemas.names import Kind
-from worker.domain.usage import Meter, Usage
+from worker.domain.usage import INPUT_DETAIL, OUTPUT_DETAIL, Meter, Usage
 
 _Object: TypeAlias = Mapping[str, Any]
 
-_MOST: Final = 2**53
-"""Counts from here on are nonsense, and no longer exact everywhere."""
+_MOST: Final = 2**40
+"""Counts from here on are nonsense, and what they would cost does not fit a database column."""
+
+_NAME_CHARS: Final = 256
+"""Of what answered; longer than any name, and short enough to sum up by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +62,8 @@ def read_answer(kind: Kind, body: bytes) -> Answer:
     return Answer(
         body=body,
         data=data,
-        model=_text(data.get("model")) or "",
-        service_tier=_text(data.get("service_tier")),
+        model=(_text(data.get("model")) or "")[:_NAME_CHARS],
+        service_tier=(_text(data.get("service_tier")) or "")[:_NAME_CHARS] or None,
         usage=_usage(data, usage_names),
         text=said.text,
         finish_reason=said.finish_reason,
@@ -170,7 +174,12 @@ _OUTPUT_METERS: Final = {
     "accepted_prediction_tokens": Meter.ACCEPTED_PREDICTION,
     "rejected_prediction_tokens": Meter.REJECTED_PREDICTION,
 }
+_IN_COLUMNS: Final = frozenset({"cached_tokens", "cache_write_tokens", "reasoning_tokens", "text_tokens"})
+"""Details that are columns of their own, or what remains of the whole."""
 _SEARCH_METERS: Final = {"num_requests": Meter.WEB_SEARCH}
+_TOOLS: Final = frozenset({"web_search", "image_gen"})
+_NEW: Final = 32
+"""So many entries are looked at for new ones."""
 _DRAWING_METERS: Final = {
     "input_tokens": Meter.IMAGE_GENERATION_INPUT,
     "output_tokens": Meter.IMAGE_GENERATION_OUTPUT,
@@ -204,6 +213,9 @@ def _counts(data: _Object, names: _Names) -> Usage:
         | _meters(outputs, _OUTPUT_METERS)
         | _meters(_part(tools, "web_search"), _SEARCH_METERS)
         | _meters(_part(tools, "image_gen"), _DRAWING_METERS)
+        | _new_details(INPUT_DETAIL, inputs, _INPUT_METERS)
+        | _new_details(OUTPUT_DETAIL, outputs, _OUTPUT_METERS)
+        | _new_tools(tools)
         | ({Meter.FILE_SEARCH.value: searches} if searches else {})
         | ({Meter.CODE_INTERPRETER.value: len(containers)} if containers else {})
     )
@@ -239,6 +251,31 @@ def _part(whole: _Object, name: str) -> _Object:
 def _meters(part: _Object, names: Mapping[str, Meter]) -> dict[str, int]:
     found = {meter.value: _count(part.get(name)) for name, meter in names.items()}
     return {name: count for name, count in found.items() if count}
+
+
+def _new_details(prefix: str, part: _Object, known: Container[str]) -> dict[str, int]:
+    """Return parts of the input or output that this program has never heard of."""
+    return {
+        prefix + name: count
+        for name, count in islice(part.items(), _NEW)
+        if name not in known and name not in _IN_COLUMNS and _is_new(name, count)
+    }
+
+
+def _new_tools(tools: _Object) -> dict[str, int]:
+    """Return what hosted tools have used that this program has never heard of."""
+    return {
+        f"{tool}.{name}": count
+        for tool, used in islice(tools.items(), _NEW)
+        if tool not in _TOOLS and isinstance(used, dict)
+        for name, count in islice(used.items(), _NEW)
+        if _is_new(f"{tool}_{name}", count)
+    }
+
+
+def _is_new(name: str, count: object) -> bool:
+    fit = len(name) <= _NAME_CHARS and name.isascii() and name.isidentifier()
+    return fit and type(count) is int and 0 < count < _MOST
 
 
 def _required(part: _Object, name: str) -> int:

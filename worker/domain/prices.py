@@ -7,7 +7,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Final
 
-from worker.domain.usage import Meter, Usage
+from worker.domain.usage import INPUT_DETAIL, OUTPUT_DETAIL, Meter, Usage
 
 NANO: Final = 1_000_000_000
 
@@ -67,6 +67,8 @@ class UnitPrices:
             for name, count in usage.meters.items()
             if count
             and name not in _IN_ITS_COLUMN
+            # Parts that are new: counted apart, they cost what the whole does until there is a price.
+            and not name.startswith((INPUT_DETAIL, OUTPUT_DETAIL))
             and (name != Meter.IMAGE_INPUT or Meter.IMAGE_INPUT in self.meters)
         }
 

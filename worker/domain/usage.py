@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 
 class Meter(StrEnum):
@@ -30,6 +31,11 @@ class Meter(StrEnum):
     """Spent by a hosted tool, on a model of its own."""
     IMAGE_GENERATION_OUTPUT = "image_generation_output_tokens"
     """Likewise."""
+
+
+INPUT_DETAIL: Final = "input."
+OUTPUT_DETAIL: Final = "output."
+"""How the meters begin that are parts of the input or output, and otherwise unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing_extensions import override
 
 from worker.adapters.database.claim import insert_attempt
-from worker.adapters.database.ledger import correction_row, ledger_row
+from worker.adapters.database.ledger import correction_rows, ledger_row, with_corrections
 from worker.adapters.database.tables import usage_ledger
 from worker.adapters.database.work import LockedJob, Operation, Past, Writes
 from worker.domain.attempt import AttemptRecord, AttemptState, Entry
@@ -114,13 +114,15 @@ def record_late(writes: Writes, job: LockedJob | None, past: Past | None, record
     if past is None or attempt is None:
         _book(writes, kind, record)
         return
-    guesses = (row for row in past.booked if row.attempt_no == record.attempt_no)
-    guess = next((row for row in guesses if row.entry.entry is Entry.ESTIMATED), None)
+    booked = [row for row in past.booked if row.attempt_no == record.attempt_no]
+    guess = next((row for row in booked if row.entry.entry is Entry.ESTIMATED), None)
     if guess is None:
         record_on_time(writes, job, record) if job else _book(writes, kind, record)
     elif record.state is not AttemptState.UNKNOWN:
         writes.record_outcome(record)
-        writes.insert(usage_ledger, correction_row(record.key, kind, guess, record))
+        guess = with_corrections(guess, (row for row in booked if row is not guess))
+        for row in correction_rows(record.key, kind, guess, record):
+            writes.insert(usage_ledger, row)
 
 
 def _book(writes: Writes, kind: str | None, record: AttemptRecord) -> None:

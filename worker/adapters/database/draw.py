@@ -1,4 +1,4 @@
-"""The one statement of a draw: it refills, corrects and closes a bucket by the database's clock, and takes."""
+"""The one statement of a draw: by the database's clock a bucket is refilled, closed and drawn from."""
 
 from collections.abc import Sequence
 from typing import Any, Final

@@ -1,7 +1,8 @@
 """Accounting rows. Their counts are signed, so that the plain sum over any set of rows is right."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -59,25 +60,49 @@ def ledger_row(
     }
 
 
-def correction_row(key: JobKey, kind: str | None, booked: Booked, record: AttemptRecord) -> Row:
-    """Return what turns an estimate into the outcome that came late; without a charge, into nothing."""
-    old, new = booked.entry, record.ledger
-    unpriced = new is not None and new.cost_nano_usd is None
-    estimated = new is not None and new.entry is Entry.ESTIMATED
-    old_cost, new_cost = old.cost_nano_usd or 0, (new.cost_nano_usd or 0) if new else 0
-    return {
-        **_identity(key, booked.attempt_no, kind=kind, labels=booked.labels, account=booked.account),
-        **_content(new or old, _difference(new.usage if new else Usage(), old.usage)),
+def correction_rows(key: JobKey, kind: str | None, booked: Booked, record: AttemptRecord) -> list[Row]:
+    """Return what takes an estimate back, and what books the outcome that came late, if it is charged.
+
+    Not their difference: the model that answered may be another than the one asked for.
+    """
+    old, labels, account = booked.entry, booked.labels, booked.account
+    correction = {
         "entry": Entry.CORRECTION.value,
         "booking": None,
-        "cost_nano_usd": None if unpriced and old.cost_nano_usd is None else new_cost - old_cost,
         # It belongs to the period of what it corrects; `booked_at` says when it came.
         "occurred_at": old.occurred_at,
-        "requests": 0,
-        "unpriced_requests": int(unpriced) - int(old.cost_nano_usd is None),
-        "estimated_requests": int(estimated) - 1,
-        "estimated_cost_nano_usd": (new_cost if estimated else 0) - old_cost,
     }
+    taken_back = {
+        **_identity(key, booked.attempt_no, kind=kind, labels=labels, account=account),
+        **_content(old, _negative(old.usage)),
+        **correction,
+        "cost_nano_usd": None if old.cost_nano_usd is None else -old.cost_nano_usd,
+        "requests": -booked.requests,
+        "unpriced_requests": -booked.unpriced_requests,
+        "estimated_requests": -booked.estimated_requests,
+        "estimated_cost_nano_usd": -(old.cost_nano_usd or 0),
+    }
+    if record.ledger is None:
+        return [taken_back]
+    late = ledger_row(key, booked.attempt_no, record.ledger, kind=kind, labels=labels, account=account)
+    return [taken_back, late | correction]
+
+
+def with_corrections(booked: Booked, corrections: Iterable[Booked]) -> Booked:
+    """Return what a row comes to with those that correct it: it may have been priced since."""
+    rows = [booked, *corrections]
+    unpriced = sum(row.unpriced_requests for row in rows)
+    return replace(
+        booked,
+        entry=replace(
+            booked.entry,
+            usage=total_usage(row.entry.usage for row in rows),
+            cost_nano_usd=None if unpriced else sum(row.entry.cost_nano_usd or 0 for row in rows),
+        ),
+        requests=sum(row.requests for row in rows),
+        unpriced_requests=unpriced,
+        estimated_requests=sum(row.estimated_requests for row in rows),
+    )
 
 
 def estimate(model: str, service_tier: str | None, reserved: Reserved, at: datetime) -> LedgerEntry:
@@ -96,20 +121,22 @@ def estimate(model: str, service_tier: str | None, reserved: Reserved, at: datet
 def spend_of(rows: Iterable[Booked]) -> Spend:
     """Sum a job's rows."""
     booked = list(rows)
-    usages = [row.entry.usage for row in booked]
     return Spend(
         requests=sum(row.requests for row in booked),
-        usage=Usage(
-            input_tokens=sum(usage.input_tokens for usage in usages),
-            cached_input_tokens=sum(usage.cached_input_tokens for usage in usages),
-            cache_write_tokens=sum(usage.cache_write_tokens for usage in usages),
-            output_tokens=sum(usage.output_tokens for usage in usages),
-            reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
-        ),
+        usage=replace(total_usage(row.entry.usage for row in booked), meters={}),
         cost_nano_usd=sum(row.entry.cost_nano_usd or 0 for row in booked),
         estimated=sum(row.estimated_requests for row in booked) > 0,
         unpriced=sum(row.unpriced_requests for row in booked) > 0,
     )
+
+
+def total_usage(usages: Iterable[Usage]) -> Usage:
+    """Add up token counts and meters; what comes to nothing is left out."""
+    tokens, meters = Counter[str](), Counter[str]()
+    for usage in usages:
+        tokens.update(_tokens(usage))
+        meters.update(usage.meters)
+    return Usage(**tokens, meters={name: count for name, count in meters.items() if count})
 
 
 def usage_document(usage: Usage) -> dict[str, Any]:
@@ -154,10 +181,8 @@ def _tokens(usage: Usage) -> dict[str, int]:
     }
 
 
-def _difference(new: Usage, old: Usage) -> Usage:
-    meters = {name: new.meters.get(name, 0) - old.meters.get(name, 0) for name in {*new.meters, *old.meters}}
-    was = _tokens(old)
+def _negative(usage: Usage) -> Usage:
     return Usage(
-        **{name: count - was[name] for name, count in _tokens(new).items()},
-        meters={name: count for name, count in sorted(meters.items()) if count},
+        **{name: -count for name, count in _tokens(usage).items()},
+        meters={name: -count for name, count in usage.meters.items()},
     )

@@ -14,9 +14,7 @@ from worker.adapters.database.statements import Statements
 from worker.adapters.database.tables import account_gates, bucket_users, buckets
 from worker.adapters.database.work import Step
 from worker.adapters.database.writer import GroupCommit
-from worker.domain.bucket import HANDFUL, Size
-
-DEFAULT_ACCOUNT: Final = "default"
+from worker.domain.bucket import HANDFUL, Opening, Size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +93,8 @@ def _listed(now: float) -> Select[Any]:
 
 
 def _row(row: Any, now: float) -> LimitRow:
-    elapsed = max(0.0, now - row["updated_at"])
-    requests, requests_wait = _level(row, "requests", elapsed, HANDFUL)
-    tokens, tokens_wait = _level(row, "tokens", elapsed, 0.0)
+    requests, requests_wait = _level(row, "requests", now, HANDFUL)
+    tokens, tokens_wait = _level(row, "tokens", now, 0.0)
     closed = max(0.0, row["closed_until"] - now)
     told = any(row[f"{meter}_told"] and row[f"{meter}_limit"] == row[f"{meter}_told"] for meter in _METERS)
     limited = any(row[f"{meter}_limit"] for meter in _METERS)
@@ -122,14 +119,20 @@ def _row(row: Any, now: float) -> LimitRow:
 _METERS: Final = ("requests", "tokens")
 
 
-def _level(row: Any, meter: str, elapsed: float, handful: float) -> tuple[float | None, float]:
+def _level(row: Any, meter: str, now: float, handful: float) -> tuple[float | None, float]:
     """Return the level as of now, and the seconds until it is above zero."""
     limit = row[f"{meter}_limit"]
     if not limit:
         return None, 0.0
     size = Size(limit, handful)
-    level = min(size.burst, row[f"{meter}_level"] + elapsed * size.rate)
-    return level, max(0.0, -level / size.rate)
+    drawn_at = row["updated_at"]
+    refilled = _opening(row, drawn_at).refilled(max(0.0, now - drawn_at))
+    level = min(size.burst, row[f"{meter}_level"] + refilled * size.rate)
+    return level, _opening(row, now).until(-level / size.rate) if level < 0 else 0.0
+
+
+def _opening(row: Any, at: float) -> Opening:
+    return Opening(row["closed_until"] - at, row["gentle_until"] - at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,7 @@ class SetPaused(Step[list[tuple[str, str]]]):
 
     name: str
     account: str | None
+    default: str
     paused: bool
 
     @override
@@ -151,7 +155,7 @@ class SetPaused(Step[list[tuple[str, str]]]):
         changed = update(buckets).where(*mine).values(values).returning(buckets.c.account, buckets.c.name)
         found = [(row.account, row.name) for row in await connection.execute(changed)]
         if not found and self.paused:
-            found = [(self.account or DEFAULT_ACCOUNT, self.name)]
+            found = [(self.account or self.default, self.name)]
             new = {"account": found[0][0], "name": self.name, "paused": 1}
             await connection.execute(buckets.insert(), new)
         return found
@@ -163,6 +167,11 @@ class LimitControl:
     def __init__(self, writer: GroupCommit) -> None:
         self._writer = writer
 
-    async def set_paused(self, name: str, account: str | None, *, paused: bool) -> list[tuple[str, str]]:
-        """Pause or resume limits of that name, on one account or all; return account and name of each."""
-        return await self._writer.submit(SetPaused(name, account, paused))
+    async def set_paused(
+        self, name: str, account: str | None, *, paused: bool, default: str = "default"
+    ) -> list[tuple[str, str]]:
+        """Pause or resume limits of that name, on one account or all; return account and name of each.
+
+        What is not in use yet is paused on `default`, unless an account is named.
+        """
+        return await self._writer.submit(SetPaused(name, account, default, paused))

@@ -84,6 +84,13 @@ async def open_database(
             )
 
 
+async def is_current(url: str, *, startup_timeout: float = 30.0) -> bool:
+    """Tell whether the tables are at the newest revision. Raises as `open_database`."""
+    async with _engine(url, Use.MIGRATE) as engine:
+        await reach(engine, place(url), startup_timeout)
+        return await current_revision(engine) == REVISION
+
+
 @asynccontextmanager
 async def open_queries(url: str, *, startup_timeout: float = 30.0) -> AsyncIterator[Queries]:
     """Open for reading. Raises as `open_database`."""

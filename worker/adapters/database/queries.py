@@ -5,15 +5,13 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Select, Table, func, select, union_all
+from sqlalchemy import ColumnElement, Select, Table, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from schemas.names import Kind
 from worker.adapters.database.limits import ClosedAccount, LimitRow, closed_accounts, limit_rows
 from worker.adapters.database.reports import Group, UsageFilter, UsageRow, usage_report
 from worker.adapters.database.tables import (
-    BOOKING,
-    CORRECTION,
     RUNNING,
     attempts,
     budget_holds,
@@ -234,10 +232,8 @@ async def _all(connection: AsyncConnection, kind: type[RowT], table: Table, key:
 
 
 async def _ledger(connection: AsyncConnection, key: JobKey) -> list[LedgerRow]:
-    booked = _columns(LedgerRow, usage_ledger).where(*_is(usage_ledger, key))
-    # Two halves, each with the index that it has.
-    both = union_all(booked.where(BOOKING), booked.where(CORRECTION)).order_by("id")
-    return _rows(LedgerRow, (await connection.execute(both)).mappings())
+    booked = _columns(LedgerRow, usage_ledger).where(*_is(usage_ledger, key)).order_by(usage_ledger.c.id)
+    return _rows(LedgerRow, (await connection.execute(booked)).mappings())
 
 
 def _rows(kind: type[RowT], found: Any) -> list[RowT]:

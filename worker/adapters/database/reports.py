@@ -128,7 +128,8 @@ def within(only: UsageFilter) -> list[ColumnElement[bool]]:
 
 
 def _conditions(rows: _Columns, only: UsageFilter) -> list[ColumnElement[bool]]:
-    conditions = [rows[name] == value for name, value in _named(only)]
+    # An empty text asks for what has none, as the summary spells it.
+    conditions = [rows[name] == value if value else rows[name].is_(None) for name, value in _named(only)]
     if only.since is not None:
         conditions.append(rows.occurred_at >= only.since)
     if only.until is not None:

@@ -8,10 +8,11 @@ from typing import Any, Final, TypeAlias
 from sqlalchemy import Select, bindparam, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from worker.adapters.database.ledger_pages import ledger_pages
+from worker.adapters.database.ledger import total_usage
+from worker.adapters.database.ledger_pages import ledger_pages, settled
 from worker.adapters.database.reports import UsageFilter
 from worker.adapters.database.sql import KEYS, keys_value, sql_of
-from worker.adapters.database.tables import CORRECTION, TOKENS, budget_months, jobs, usage_ledger
+from worker.adapters.database.tables import TOKENS, budget_months, jobs, usage_ledger
 from worker.domain.attempt import Entry
 from worker.domain.budget import month_of
 from worker.domain.job import JobKey
@@ -47,7 +48,8 @@ class Repricing:
 
     async def run(self, only: UsageFilter, *, apply: bool) -> AsyncIterator[list[Correction]]:
         """Yield what differs, page by page; with `apply` it is corrected by then."""
-        async for page in ledger_pages(self._engine, only, page=_PAGE):
+        last = await settled(self._engine)
+        async for page in ledger_pages(self._engine, only, until=last.last_id, page=_PAGE):
             booked = [row for row in page if row["entry"] != Entry.CORRECTION]
             if booked:
                 yield await self._page(booked, apply=apply)
@@ -73,7 +75,7 @@ class Repricing:
     def _difference(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Correction, dict[str, Any]] | None:
         """Price what an attempt's rows come to; None where that is what they cost."""
         first, last = rows[0], rows[-1]
-        usage = _usage(rows)
+        usage = total_usage(map(_usage, rows))
         prices = self._prices(last["model"], last["service_tier"], first["occurred_at"])
         cost = prices.cost_nano_usd(usage) if prices else None
         unpriced = sum(row["unpriced_requests"] for row in rows)
@@ -110,15 +112,8 @@ class Repricing:
         }
 
 
-def _usage(rows: Sequence[Mapping[str, Any]]) -> Usage:
-    meters: dict[str, int] = {}
-    for row in rows:
-        for name, count in (row["meters"] or {}).items():
-            meters[name] = meters.get(name, 0) + count
-    return Usage(
-        **{name: sum(row[name] for row in rows) for name in TOKENS},
-        meters={name: count for name, count in meters.items() if count},
-    )
+def _usage(row: Mapping[str, Any]) -> Usage:
+    return Usage(**{name: row[name] for name in TOKENS}, meters=row["meters"] or {})
 
 
 def _counts(usage: Usage) -> bool:
@@ -146,7 +141,7 @@ def _corrections_of(dialect: str) -> Select[Any]:
     return (
         select(usage_ledger)
         .join(wanted, (ledger.tenant == wanted.c.tenant) & (ledger.job_id == wanted.c.job_id))
-        .where(CORRECTION)
+        .where(ledger.entry == Entry.CORRECTION.value)
         .order_by(ledger.id)
     )
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
-from sqlalchemy import ColumnElement, Table, and_, delete, exists, literal, select, tuple_
+from sqlalchemy import ColumnElement, Table, and_, delete, exists, func, literal, not_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.adapters.database.engine import reading
@@ -61,6 +61,20 @@ class Retention:
     async def erase_tenant(self, tenant: str, before: datetime | None = None) -> int:
         """Erase a tenant's content; return the number of bodies."""
         return sum([await self._erase(table, before, jobs.c.tenant == tenant) for table in CONTENT])
+
+    async def left(self, tenant: str, before: datetime | None = None) -> int:
+        """Count the bodies of a tenant's jobs that have no outcome yet, or owe a reply."""
+        theirs = [jobs.c.tenant == tenant, not_(_FINISHED)]
+        if before is not None:
+            theirs.append(jobs.c.received_at < before)
+        async with reading(self._engine) as connection:
+            found = [
+                await connection.scalar(
+                    select(func.count()).select_from(table).join(jobs, _of_job(table)).where(*theirs)
+                )
+                for table in CONTENT
+            ]
+        return sum(int(count or 0) for count in found)
 
     async def _erase(self, table: Table, before: datetime | None, only: ColumnElement[bool]) -> int:
         erased = 0

@@ -12,10 +12,12 @@ from sqlalchemy import (
     Date,
     Select,
     Text,
+    and_,
     bindparam,
     cast,
     func,
     literal_column,
+    or_,
     select,
     type_coerce,
     update,
@@ -94,9 +96,10 @@ class Summary:
             last = (await connection.exec_driver_sql(_LAST_ID)).scalar_one()
             young = (await connection.exec_driver_sql(_TRANSACTION)).scalar_one()
             mark = usage_summary_mark.c
-            locked = select(mark.ledger_id).where(
-                func.coalesce(mark.next_ledger_id, 0) <= mark.ledger_id, mark.ledger_id < last
-            )
+            reached = and_(func.coalesce(mark.next_ledger_id, 0) <= mark.ledger_id, mark.ledger_id < last)
+            # Numbers of another server, from where the database was brought here.
+            foreign: ColumnElement[bool] = literal_column(f"next_transaction::xid8 > '{young}'::xid8")
+            locked = select(mark.ledger_id).where(or_(reached, foreign))
             if (await connection.execute(locked.with_for_update(skip_locked=True))).first() is not None:
                 await connection.execute(
                     update(usage_summary_mark).values(next_ledger_id=last, next_transaction=young)

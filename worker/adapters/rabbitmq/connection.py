@@ -136,10 +136,10 @@ class Link:
         if self._keeper:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})
-        if self._connection:
+        if self._owner:
             with contextlib.suppress(Exception), DriverGuard():
                 async with asyncio.timeout(_CLOSE_SECONDS):
-                    await self._connection.close()
+                    await self._owner.close()
 
     async def _keep_open(self) -> None:
         clock = asyncio.get_running_loop().time
