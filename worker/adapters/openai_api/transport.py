@@ -75,7 +75,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
     @override
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request and read its answer to the end. Raises httpx2.TransportError."""
-        content = request.content
+        content = request.read()
         try:
             async with self._session.request(
                 request.method,
@@ -124,21 +124,15 @@ class DirectClient(httpx2.AsyncClient):
 
     @override
     def build_request(self, method: str, url: httpx2.URL | str, **parts: Any) -> httpx2.Request:
-        content, headers, timeout = (
-            parts.pop("content", None),
-            parts.pop("headers", None),
-            parts.pop("timeout"),
-        )
-        if content is None or any(parts.values()):
-            return super().build_request(
-                method, url, content=content, headers=headers, timeout=timeout, **parts
-            )
+        if {name for name, part in parts.items() if part} != {"content", "headers", "timeout"}:
+            return super().build_request(method, url, **parts)
         return httpx2.Request(
             method,
             self._parsed(str(url)),
-            headers=headers,
-            content=content,
-            extensions={"timeout": httpx2.Timeout(timeout).as_dict()},
+            headers=parts["headers"],
+            # As a stream: no headers are derived from it. aiohttp writes host and length itself.
+            stream=httpx2.ByteStream(parts["content"]),
+            extensions={"timeout": httpx2.Timeout(parts["timeout"]).as_dict()},
         )
 
     @override

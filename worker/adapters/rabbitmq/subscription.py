@@ -14,6 +14,8 @@ from worker.domain.events import ServerTrouble
 from worker.ports import Observer
 
 _RPC_SECONDS: Final = 10
+_CANCEL_SECONDS: Final = 3
+"""How long stopping waits for a broker that may be as good as gone."""
 _RENEW_SECONDS: Final = 20
 """Silence after which an idle consumer begins anew."""
 
@@ -71,7 +73,7 @@ class Subscription:
             await asyncio.wait({self._keeper})
         if self._channel and self._tag and self.active:
             with suppress(Exception), DriverGuard():
-                await self._channel.basic_cancel(self._tag, timeout=_RPC_SECONDS)
+                await self._channel.basic_cancel(self._tag, timeout=_CANCEL_SECONDS)
         self._tag = None
 
     async def verify(self, probe: aiormq.Channel, *, idle: bool) -> None:
