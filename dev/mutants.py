@@ -247,6 +247,22 @@ MUTANTS = (
         ],
     ),
     Mutant(
+        name="an answer that the database refuses twice is dropped",
+        edits=[
+            (
+                "worker/core/ending.py",
+                "            if tries % 2 == 0:\n                await services.clock.sleep(_REFUSED_PAUSE)",
+                "            if tries % 2 == 0:\n                raise",
+            )
+        ],
+        tests=[
+            (
+                "tests/faults/test_database_faults.py::"
+                "test_c09_database_changes_its_shape_during_a_call[sqlite]"
+            )
+        ],
+    ),
+    Mutant(
         name="nobody sweeps owed replies",
         edits=[
             (

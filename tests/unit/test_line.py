@@ -71,6 +71,14 @@ async def test_a_turn_that_was_not_used_is_given_back() -> None:
     assert abs(started.count("heavy") / started.count("light") / 3 - 1) < 0.1
 
 
+async def test_nobody_is_ahead_of_himself() -> None:
+    """A large request in line does not take itself for a reason to leave it."""
+    line, waiters = a_line(), [a_waiter() for _ in range(3)]
+    for waiter in waiters:
+        line.push(waiter)
+    assert [line.ahead(waiter.need, Parked()) for waiter in waiters] == [(0, 0), (1, 10), (2, 20)]
+
+
 async def test_what_is_parked_counts_as_ahead() -> None:
     """A job that was sent to a waiting room comes before those that arrived later."""
     line, parked, now = a_line(), Parked(), LoopClock().monotonic()

@@ -173,9 +173,11 @@ class SharedLimiter(Limiter):
         return await self._paced(self._permit(gate, need, tokens, waiter.expected))
 
     async def _wait_briefly(self, gate: Gate, need: Need, tokens: float) -> Permit | None:
-        """Stand in line for no longer than it takes to ask the others."""
+        """Stand in line for no longer than it takes to ask the others; then only if the start is known."""
         async with self._in_line(gate, need, tokens, probe=False) as waiter:
             await asyncio.wait({waiter.future}, timeout=_BRIEF_WAIT)
+            if waiter in gate.drawn:
+                await asyncio.wait({waiter.future})
         if waiter.future.cancelled() or waiter.future.exception() is not None:
             return None
         return await self._paced(self._permit(gate, need, tokens, waiter.expected))

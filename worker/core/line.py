@@ -139,7 +139,7 @@ class Line:
         return None
 
     def ahead(self, need: Need, parked: "Parked") -> tuple[float, float]:
-        """Return requests and tokens to be served before a newcomer, those in waiting rooms included."""
+        """Return requests and tokens to be served before one, those in waiting rooms included."""
         if not self and not parked.tenants:
             return 0.0, 0.0
         tenant = need.key.tenant
@@ -148,7 +148,8 @@ class Line:
         tenants = {tenant, *parked.tenants}
         for waiter in self:
             tenants.add(waiter.need.key.tenant)
-            if (waiter.need.high, -waiter.need.received_at) < (need.high, -need.received_at):
+            later = (waiter.need.high, -waiter.need.received_at) < (need.high, -need.received_at)
+            if later or waiter.need is need:
                 continue
             requests += 1
             tokens += waiter.tokens
