@@ -93,7 +93,8 @@ class SharedLimiter(Limiter):
     async def try_admit(self, need: Need) -> Permit | None:
         gate, tokens = self._gates.find(need.account, need.model), self.samples.tokens(need)
         gate.supply.check_size(tokens)
-        if self.accounts.closed(need.account.name) or not self._gates.may(need.key.tenant):
+        closed = self._stopping or self.accounts.closed(need.account.name)
+        if closed or not self._gates.may(need.key.tenant):
             return None
         permit = await self._at_once(gate, need, tokens)
         if permit is None and gate.is_room(tokens, self._clock.monotonic()):
@@ -176,8 +177,8 @@ class SharedLimiter(Limiter):
         """Stand in line for no longer than it takes to ask the others; then only if the start is known."""
         async with self._in_line(gate, need, tokens, probe=False) as waiter:
             await asyncio.wait({waiter.future}, timeout=_BRIEF_WAIT)
-            if waiter in gate.drawn:
-                await asyncio.wait({waiter.future})
+            while waiter in gate.drawn:
+                await asyncio.wait({waiter.future}, timeout=_NEWS_SECONDS)
         if waiter.future.cancelled() or waiter.future.exception() is not None:
             return None
         return await self._paced(self._permit(gate, need, tokens, waiter.expected))

@@ -30,7 +30,7 @@ class Supply:
     tokens: Meter = field(init=False)
     _use: float = 0.0
     _token_use: float = 0.0
-    """What was started, fading by half a second."""
+    """What was started, halved every second."""
 
     def __post_init__(self) -> None:
         self.requests = Meter(configured=self.limit.requests_per_minute, handful=HANDFUL)
@@ -64,22 +64,19 @@ class Supply:
     def is_room(self, line: Line, tokens: float, now: float) -> bool:
         """Whether there should be enough for one more than all in line, as far as is known here."""
         requests, held = self.requests, self.tokens
-        enough = requests.size is None or requests.estimate(now) >= len(line) + 1
-        return enough and (
-            held.size is None or held.estimate(now) >= line.tokens + held.size.threshold(tokens)
-        )
+        if requests.size is not None and requests.estimate(now) < len(line) + 1:
+            return False
+        return held.size is None or held.estimate(now) >= line.tokens + held.size.threshold(tokens)
 
     def expected(self, now: float) -> tuple[float, float]:
         """Return what OpenAI should have left of both after a request that goes now."""
-        return self.requests.left(self.requests.estimate(now), 0), self.tokens.left(
-            self.tokens.estimate(now), 0
-        )
+        requests, tokens = self.requests, self.tokens
+        return requests.left(requests.estimate(now), 0), tokens.left(tokens.estimate(now), 0)
 
     def budget(self, share: float, now: float) -> tuple[float, float]:
         """Return what a worker with this share of both may draw at a time."""
-        return self.requests.budget(share, _AHEAD_SECONDS, now), self.tokens.budget(
-            share, _AHEAD_SECONDS, now
-        )
+        requests, tokens = self.requests, self.tokens
+        return requests.budget(share, _AHEAD_SECONDS, now), tokens.budget(share, _AHEAD_SECONDS, now)
 
     # ------------------------------------------------------------ exchanging
 
