@@ -170,7 +170,7 @@ class Link:
         return None if closing.cancelled() else closing.exception()
 
     async def _connect(self) -> aiormq.Connection:
-        """Return the driver's side of a connection: its channels cost half of those on top of it."""
+        """Return the driver's side of a connection: its channels cost less than those on top of it."""
         self._owner = owner = _Connection(
             self._url.update_query({"heartbeat": _HEARTBEAT_SECONDS, **self._url.query}),
             transport_factory=Transports(),
