@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
+import httpx2
 import orjson
 import pytest
+from openai import AsyncOpenAI, DefaultAioHttpClient
+from openai._types import RequestOptions
 
 from schemas.names import Kind
 from tests.support.upstream import Act, Upstream
@@ -84,6 +87,34 @@ async def test_headers_are_the_sdks(client: OpenAIClient, upstream: Upstream) ->
     assert headers["accept-encoding"] == "identity"
     assert headers["user-agent"].startswith("AsyncOpenAI/Python")
     assert headers["x-stainless-retry-count"] == "0"
+
+
+async def test_a_further_request_is_as_the_sdk_sends_it(client: OpenAIClient, upstream: Upstream) -> None:
+    """What was prepared for one request serves the next: only body and timeout differ from `post`'s."""
+    for prompt, timeout in (("one", 5), ("two, which is longer", 5.9), ("three", 7)):
+        await client.send(call(prompt=prompt, timeout=timeout))
+    async with AsyncOpenAI(
+        api_key=KEY,
+        base_url=upstream.base_url,
+        max_retries=0,
+        default_headers={"Accept-Encoding": "identity"},
+        http_client=DefaultAioHttpClient(),
+    ) as plain:
+        sent = call(prompt="four", timeout=5)
+        options: RequestOptions = {"timeout": 5.0}
+        await plain.post("/chat/completions", content=sent.body, cast_to=httpx2.Response, options=options)
+    ours, theirs = upstream.requests[:3], upstream.requests[3]
+    prompts = [seen.body["messages"][0]["content"] for seen in upstream.requests]
+    assert prompts == ["one", "two, which is longer", "three", "four"]
+    assert [seen.headers.pop("x-stainless-read-timeout") for seen in ours] == ["5.0", "5.0", "7.0"]
+    assert theirs.headers.pop("x-stainless-read-timeout") == "5.0"
+    expected = _of_the_sdk(theirs.headers)
+    assert [_of_the_sdk(seen.headers) for seen in ours] == [expected] * 3
+
+
+def _of_the_sdk(headers: Mapping[str, str]) -> dict[str, str]:
+    of_the_transport = {"content-length", "connection"}
+    return {name: value for name, value in headers.items() if name not in of_the_transport}
 
 
 async def test_accounts_are_kept_apart(

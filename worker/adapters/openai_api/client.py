@@ -10,13 +10,14 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import httpx2
-from openai import APIConnectionError, APIStatusError, AsyncOpenAI
+from openai import APIConnectionError, APIStatusError
 from typing_extensions import override
 
 from schemas.names import Kind
 from worker.adapters.openai_api.credentials import AccountCredentials
 from worker.adapters.openai_api.models import ListedModel, UnusableAccountError, list_models
 from worker.adapters.openai_api.outcomes import answered, lost, refused
+from worker.adapters.openai_api.repeating import RepeatingClient
 from worker.adapters.openai_api.transport import AiohttpTransport, DirectClient
 from worker.domain.outcome import Lost, Outcome
 from worker.ports import Call, OpenAI
@@ -55,7 +56,7 @@ class OpenAIClient(OpenAI):
         self._connections = connections
         self._keepalive_seconds = keepalive_seconds
         self._max_answer_bytes = max_answer_bytes
-        self._clients: dict[str, AsyncOpenAI] = {}
+        self._clients: dict[str, RepeatingClient] = {}
         self._opened = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -82,12 +83,7 @@ class OpenAIClient(OpenAI):
             return Lost(sent=False, timed_out=False, message=message)
         try:
             async with asyncio.timeout(call.timeout):
-                response = await client.post(
-                    path,
-                    content=call.body,
-                    cast_to=httpx2.Response,
-                    options={"timeout": call.timeout},
-                )
+                response = await client.send(path, call.body, seconds=call.timeout)
         except APIStatusError as error:
             return refused(error, call.body)
         except APIConnectionError as error:
@@ -112,7 +108,7 @@ class OpenAIClient(OpenAI):
             return str(error)
         return None
 
-    def _client(self, account: AccountCredentials, tls: ssl.SSLContext) -> AsyncOpenAI:
+    def _client(self, account: AccountCredentials, tls: ssl.SSLContext) -> RepeatingClient:
         base_url = account.base_url or OPENAI_URL
         transport = AiohttpTransport(
             connections=self._connections,
@@ -121,7 +117,7 @@ class OpenAIClient(OpenAI):
             tls=tls,
             proxy=_proxy_of(base_url),
         )
-        client = AsyncOpenAI(
+        client = RepeatingClient(
             api_key=account.api_key,
             base_url=base_url,
             # The worker owns retries: each must be admitted, recorded and seen.

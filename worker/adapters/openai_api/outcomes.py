@@ -10,7 +10,7 @@ import httpx2
 from openai import APIConnectionError, APIStatusError
 
 from worker.adapters.openai_api.redaction import safe_message
-from worker.adapters.openai_api.transport import AnswerTooLargeError
+from worker.adapters.openai_api.transport import BODY, AnswerTooLargeError
 from worker.domain.outcome import Answered, Lost, Refused
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -26,7 +26,8 @@ _UNSENT: Final = (
 
 def answered(response: httpx2.Response) -> Answered:
     """Return a 2xx."""
-    return Answered(body=response.content, headers=_headers(response), request_id=_request_id(response))
+    body: bytes = response.extensions[BODY]
+    return Answered(body=body, headers=_headers(response), request_id=_request_id(response))
 
 
 def refused(error: APIStatusError, request_body: bytes) -> Refused:

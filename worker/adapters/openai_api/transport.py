@@ -6,13 +6,18 @@ had been sent. Here each error says truly whether the request can have arrived.
 
 import socket
 import ssl
+from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import aiohttp
 import httpx2
+from multidict import CIMultiDict
 from typing_extensions import override
+from yarl import URL
 
+_ENCODING: Final = "latin-1"
+"""What HTTP says. A header without it looks at all the others first, each time one is asked for."""
 _CONNECT_SECONDS: Final = 10.0
 _CONNECT_SHARE: Final = 0.8
 """Of a request's time. Connecting ends before the whole is up: who runs out of that has sent something."""
@@ -23,7 +28,10 @@ _PROBE_SECONDS: Final = 60
 _LARGE: Final = 2**20
 """Bytes of a request that are better written in pieces."""
 
-_FEW: Final = 16
+_ENVELOPE: Final = "openai_worker.envelope"
+"""Extension of a request: what it is sent in."""
+BODY: Final = "openai_worker.body"
+"""Extension of a response: its whole body."""
 
 _KEPT: Final = frozenset(
     {b"content-type", b"x-request-id", b"x-should-retry", b"retry-after", b"retry-after-ms"}
@@ -76,21 +84,20 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request and read its answer to the end. Raises httpx2.TransportError."""
         content = request.read()
+        envelope = request.extensions.get(_ENVELOPE) or _Envelope.of(request)
         try:
             async with self._session.request(
                 request.method,
-                str(request.url),
-                headers=[
-                    (name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw
-                ],
+                envelope.url,
+                headers=envelope.headers,
                 data=content if len(content) <= _LARGE else BytesIO(content),
                 allow_redirects=False,
-                timeout=_timeout(request),
+                timeout=envelope.timeout,
             ) as response:
                 body = await self._read(response)
         except tuple(error for error, _ in _ERRORS) as error:
             raise _translated(error) from error
-        return httpx2.Response(response.status, headers=_kept(response), content=body)
+        return _answer(response, body, request)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         """Read in pieces, and stop early: a few kilobytes can unpack to gigabytes."""
@@ -110,7 +117,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
 
 
 class DirectClient(httpx2.AsyncClient):
-    """Takes the SDK's requests straight to the transport.
+    """Takes requests that are made by `again` straight to the transport.
 
     On every request the library merges headers, queries, cookies and URLs, and
     looks for redirects and further authentication: that costs a fifth of a call
@@ -120,7 +127,6 @@ class DirectClient(httpx2.AsyncClient):
     def __init__(self, transport: AiohttpTransport) -> None:
         super().__init__(transport=transport, follow_redirects=False, trust_env=False)
         self._direct = transport
-        self._urls: dict[str, httpx2.URL] = {}
 
     @override
     def build_request(self, method: str, url: httpx2.URL | str, **parts: Any) -> httpx2.Request:
@@ -128,7 +134,7 @@ class DirectClient(httpx2.AsyncClient):
             return super().build_request(method, url, **parts)
         return httpx2.Request(
             method,
-            self._parsed(str(url)),
+            url,
             headers=parts["headers"],
             # As a stream: no headers are derived from it. aiohttp writes host and length itself.
             stream=httpx2.ByteStream(parts["content"]),
@@ -137,25 +143,57 @@ class DirectClient(httpx2.AsyncClient):
 
     @override
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        if any(options.values()):
+        if _ENVELOPE not in request.extensions or any(options.values()):
             return await super().send(request, **options)
-        response = await self._direct.handle_async_request(request)
-        response.request = request
-        return response
-
-    def _parsed(self, url: str) -> httpx2.URL:
-        if url not in self._urls:
-            # A few paths of one base URL; anything else is not kept.
-            if len(self._urls) >= _FEW:
-                return httpx2.URL(url)
-            self._urls[url] = httpx2.URL(url)
-        return self._urls[url]
+        return await self._direct.handle_async_request(request)
 
 
-def _timeout(request: httpx2.Request) -> aiohttp.ClientTimeout:
-    """Bound the connecting only; the caller bounds the whole."""
-    seconds = min(_CONNECT_SECONDS, _CONNECT_SHARE * request.extensions["timeout"]["read"])
-    return aiohttp.ClientTimeout(total=None, connect=seconds, sock_connect=seconds)
+def again(request: httpx2.Request, content: bytes) -> httpx2.Request:
+    """Return a request like this one with another body, which goes straight to the transport."""
+    envelope = request.extensions.get(_ENVELOPE) or _Envelope.of(request)
+    copy = httpx2.Request(
+        request.method,
+        request.url,
+        headers=request.headers,
+        stream=httpx2.ByteStream(content),
+        extensions={**request.extensions, _ENVELOPE: envelope},
+    )
+    copy.headers.encoding = _ENCODING
+    return copy
+
+
+@dataclass(frozen=True, slots=True)
+class _Envelope:
+    """All of a request but its body, as aiohttp takes it."""
+
+    url: URL
+    headers: CIMultiDict[str]
+    timeout: aiohttp.ClientTimeout
+
+    @classmethod
+    def of(cls, request: httpx2.Request) -> Self:
+        # Bounds the connecting only; the caller bounds the whole.
+        seconds = min(_CONNECT_SECONDS, _CONNECT_SHARE * request.extensions["timeout"]["read"])
+        return cls(
+            url=URL(str(request.url), encoded=True),
+            headers=CIMultiDict(
+                (name.decode(_ENCODING), value.decode(_ENCODING)) for name, value in request.headers.raw
+            ),
+            timeout=aiohttp.ClientTimeout(total=None, connect=seconds, sock_connect=seconds),
+        )
+
+
+def _answer(response: aiohttp.ClientResponse, body: bytes, request: httpx2.Request) -> httpx2.Response:
+    """Return a response as the SDK takes it; as a stream, which only errors are read from."""
+    answer = httpx2.Response(
+        response.status,
+        headers=_kept(response),
+        stream=httpx2.ByteStream(body),
+        request=request,
+        extensions={BODY: body},
+    )
+    answer.headers.encoding = _ENCODING
+    return answer
 
 
 def _kept(response: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
