@@ -171,6 +171,8 @@ class Finish:
     record: AttemptRecord | None
     reply: OwedReply
     finished_at: datetime
+    checkpointed: bool
+    """Whether a checkpoint may be left, which nobody needs any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.databases import NOON, rows
+from worker.adapters.database.bulk import run
 from worker.adapters.database.engine import Use, open_engine
 from worker.adapters.database.ledger import ledger_row
 from worker.adapters.database.statements import Statements
@@ -103,7 +104,7 @@ async def test_c07_sums_equal_fractions_to_the_last_unit(migrated_url: str) -> N
     chance = random.Random(20261122)
     lists = [some_prices(chance) for _ in range(50)]
     engine = open_engine(migrated_url, Use.WRITE)
-    insert = Statements(engine.dialect.name).insert[usage_ledger]
+    insert = Statements(engine.dialect).insert[usage_ledger]
     total, inputs, unpriced = 0, 0, 0
     async with engine.connect() as connection:
         for first in range(0, ROWS, BATCH):
@@ -117,7 +118,7 @@ async def test_c07_sums_equal_fractions_to_the_last_unit(migrated_url: str) -> N
                 unpriced += booked is None
                 batch.append(a_row(number, usage, booked))
             async with connection.begin():
-                await connection.execute(insert, batch)
+                await run(connection, list(insert.calls(batch)))
     while (await rows(migrated_url, "SELECT ledger_id FROM usage_summary_mark")) != [(ROWS,)]:
         await Summary(engine).catch_up(30_000)
     await engine.dispose()

@@ -276,6 +276,7 @@ def a_finish(job: Job, token: int, attempt_no: int = 1, **fields: Any) -> Finish
         record=a_record(job.key, attempt_no),
         reply=OwedReply(key=job.key, reply_id=f"reply-{job.key.job_id}", address=job.address, body=b"reply"),
         finished_at=NOON + timedelta(seconds=2),
+        checkpointed=True,
     )
     return replace(finish, **fields)
 

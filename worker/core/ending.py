@@ -87,6 +87,7 @@ def finish_of(run: JobRun, end: End, now: datetime) -> Finish:
         status=end.status,
         error_code=end.failure.code.value if end.failure else None,
         record=record,
+        checkpointed=journal.checkpointed,
         reply=OwedReply(key=job.key, reply_id=f"{journal.lease_token:016x}", address=job.address, body=body),
         finished_at=now,
     )

@@ -28,6 +28,8 @@ class Journal:
         self.attempt_no = claimed.attempt_no
         self.spend: Spend = claimed.spend
         self.account: Account = services.account_of(job.key)
+        self.checkpointed = claimed.checkpoint is not None
+        """Whether the next worker would go on from somewhere."""
         self._job = job
         self._services = services
         self._pending: AttemptRecord | None = None
@@ -99,6 +101,7 @@ class Journal:
         if record is None:
             return
         progress = Progress(lease_token=self.lease_token, record=record, checkpoint=checkpoint)
+        self.checkpointed |= checkpoint is not None
         if not await self._services.store.progress(progress):
             raise LostClaimError
 

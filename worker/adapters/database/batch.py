@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.adapters.database.budgets import NOBODY, BudgetBook, Month
+from worker.adapters.database.bulk import run
 from worker.adapters.database.history import load_past
 from worker.adapters.database.sql import KEYS, keys_value
 from worker.adapters.database.statements import Statements
@@ -42,8 +43,7 @@ class Batch:
     async def _change_jobs(
         self, connection: AsyncConnection, operations: Sequence[Operation[Any]]
     ) -> dict[JobKey, Any]:
-        await self._insert_new(connection, operations)
-        locked = await self._lock(connection, [operation.key for operation in operations])
+        locked = await self._lock(connection, operations)
         needed = [
             operation.key
             for operation in operations
@@ -68,13 +68,13 @@ class Batch:
             await book.load(connection, months, [one.key for one in mine])
         return book
 
-    async def _insert_new(self, connection: AsyncConnection, operations: Sequence[Operation[Any]]) -> None:
+    async def _lock(
+        self, connection: AsyncConnection, operations: Sequence[Operation[Any]]
+    ) -> dict[JobKey, LockedJob]:
+        """Insert the jobs that are new, then lock all; return them as they stand."""
         rows = [row for operation in operations if (row := operation.new_row()) is not None]
-        if rows:
-            rows.sort(key=lambda row: (row["tenant"], row["job_id"]))
-            await connection.execute(self._statements.insert[jobs], rows)
-
-    async def _lock(self, connection: AsyncConnection, keys: list[JobKey]) -> dict[JobKey, LockedJob]:
-        found = await connection.execute(self._statements.lock, {KEYS: keys_value(keys)})
-        locked = map(LockedJob._make, found.all())
+        rows.sort(key=lambda row: (row["tenant"], row["job_id"]))
+        keys = {KEYS: keys_value([operation.key for operation in operations])}
+        calls = [*self._statements.insert[jobs].calls(rows), *self._statements.lock.calls([keys])]
+        locked = map(LockedJob._make, await run(connection, calls))
         return {JobKey(job.tenant, job.job_id): job for job in locked}

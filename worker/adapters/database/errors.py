@@ -106,7 +106,7 @@ def describe(error: BaseException) -> str:
 
 def safe(error: Exception) -> Exception:
     """Return what a caller may see and log: drivers quote the refused values in their messages."""
-    if isinstance(error, SQLAlchemyError):
+    if isinstance(error, SQLAlchemyError | sqlite3.Error):
         return DatabaseRefusedError(f"the database refused a record: {describe(error)}")
     return error
 

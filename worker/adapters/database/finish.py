@@ -60,7 +60,8 @@ class FinishJob(Operation[bool]):
         owed = finish.reply.address.queue is not None
         body = {"tenant": finish.key.tenant, "job_id": finish.key.job_id, "body": finish.reply.body}
         writes.insert(results, body)
-        writes.drop_checkpoint(finish.key)
+        if finish.checkpointed:
+            writes.drop_checkpoint(finish.key)
         writes.update_job(
             finish.key,
             status=finish.status.value,

@@ -143,7 +143,7 @@ async def _writer(
     url: str, observer: Observer, budgets: Mapping[str, int] = NOBODY
 ) -> AsyncIterator[GroupCommit]:
     async with _engine(url, Use.WRITE) as engine:
-        writer = GroupCommit(engine, Batch(Statements(engine.dialect.name), budgets).run, observer)
+        writer = GroupCommit(engine, Batch(Statements(engine.dialect), budgets).run, observer)
         writer.start()
         try:
             yield writer

@@ -1,8 +1,10 @@
 """The statements of the writer, built once; those on many rows run as one batch."""
 
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import (
+    Dialect,
     Select,
     Subquery,
     Table,
@@ -17,6 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import ColumnElement
 
+from worker.adapters.database.bulk import Bulk
 from worker.adapters.database.sql import Sql, sql_of
 from worker.adapters.database.tables import (
     BOOKING,
@@ -56,31 +59,36 @@ LOCKED: Final = (
 class Statements:
     """All statements for one engine."""
 
-    def __init__(self, dialect: str) -> None:
-        sql = sql_of(dialect)
-        self.insert: dict[Table, Any] = {
-            table: sql.insert_new(table) for table in (jobs, requests, attempts, usage_ledger, results)
+    def __init__(self, dialect: Dialect) -> None:
+        sql = sql_of(dialect.name)
+        bulk = partial(Bulk, dialect=dialect)
+        self.insert: dict[Table, Bulk] = {
+            table: bulk(sql.insert_new(table)) for table in (jobs, requests, attempts, usage_ledger, results)
         }
-        self.update_job = update(jobs).where(*_is_job(jobs))
-        self.record_outcome = update(attempts).where(
-            *_is_job(attempts),
-            attempts.c.attempt_no == bindparam(OF_ATTEMPT),
-            # Not IN: its list of parameters does not go with a batch of rows.
-            or_(attempts.c.state == "in_flight", attempts.c.state == "unknown"),
+        self.update_job = bulk(update(jobs).where(*_is_job(jobs)))
+        self.record_outcome = bulk(
+            update(attempts).where(
+                *_is_job(attempts),
+                attempts.c.attempt_no == bindparam(OF_ATTEMPT),
+                # Not IN: its list of parameters does not go with a batch of rows.
+                or_(attempts.c.state == "in_flight", attempts.c.state == "unknown"),
+            )
         )
-        self.save_checkpoint = sql.upsert(checkpoints)
-        self._by_key(sql)
+        self.save_checkpoint = bulk(sql.upsert(checkpoints))
+        self._by_key(sql, dialect)
         self._of_replies()
         self._of_workers(sql)
 
-    def _by_key(self, sql: Sql) -> None:
+    def _by_key(self, sql: Sql, dialect: Dialect) -> None:
         wanted = sql.keys()
-        self.lock: Select[Any] = (
+        self.lock = Bulk(
             select(*LOCKED)
             .join(wanted, _same(jobs, wanted))
             # All transactions take their rows in the same order, so that none can wait in a circle.
             .order_by(jobs.c.tenant, jobs.c.job_id)
-            .with_for_update(of=jobs)
+            .with_for_update(of=jobs),
+            dialect,
+            returns=True,
         )
         self.past: Select[Any] = (
             select(
@@ -111,12 +119,10 @@ class Statements:
         # Two halves, each with the index that it has.
         self.booked = union_all(booked.where(BOOKING), booked.where(CORRECTION))
         among = select(wanted.c.tenant, wanted.c.job_id)
-        self.drop_checkpoints = delete(checkpoints).where(_key(checkpoints).in_(among))
-        self.mark_sent = (
-            update(jobs)
-            .where(_key(jobs).in_(among), jobs.c.reply_status.in_(["pending", "undeliverable"]))
-            .values(reply_status="sent", reply_due_at=None)
-        )
+        self.drop_checkpoints = Bulk(delete(checkpoints).where(_key(checkpoints).in_(among)), dialect)
+        owed = or_(jobs.c.reply_status == "pending", jobs.c.reply_status == "undeliverable")
+        sent = update(jobs).where(_key(jobs).in_(among), owed).values(reply_status="sent", reply_due_at=None)
+        self.mark_sent = Bulk(sent, dialect)
 
     def _of_replies(self) -> None:
         self.due_replies: Select[Any] = (

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -11,6 +11,7 @@ from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.adapters.database.budgets import NOBODY, BudgetBook, Hold
+from worker.adapters.database.bulk import Call, run
 from worker.adapters.database.ledger import Booked, Reserved, Row, spend_of
 from worker.adapters.database.sql import KEYS, keys_value
 from worker.adapters.database.statements import OF_ATTEMPT, OF_JOB, OF_TENANT, Statements
@@ -126,26 +127,22 @@ class Writes:
 
     async def flush(self, connection: AsyncConnection, statements: Statements) -> None:
         """Write everything. All rows are locked by now, so the order matters to foreign keys only."""
-        for table in (requests, attempts, usage_ledger, results):
-            await _each(connection, statements.insert[table], self._inserts[table])
-        await _each(connection, statements.record_outcome, self._outcomes)
-        await _each(connection, statements.save_checkpoint, self._checkpoints)
-        for rows in self._updates.values():
-            await _each(connection, statements.update_job, rows)
-        for statement, keys in (
-            (statements.drop_checkpoints, self._dropped),
-            (statements.mark_sent, self._sent),
-        ):
-            if keys:
-                await connection.execute(statement, {KEYS: keys_value(keys)})
+        await run(connection, list(self._calls(statements)))
         if self.budgets.budgets:
             ended = [Hold(JobKey(row[OF_TENANT], row[OF_JOB]), row[OF_ATTEMPT]) for row in self._outcomes]
             await self.budgets.settle(connection, ended, self._inserts[usage_ledger])
 
-
-async def _each(connection: AsyncConnection, statement: Any, rows: Sequence[Row]) -> None:
-    if rows:
-        await connection.execute(statement, rows)
+    def _calls(self, statements: Statements) -> Iterator[Call]:
+        for table in (requests, attempts, usage_ledger, results):
+            yield from statements.insert[table].calls(self._inserts[table])
+        yield from statements.record_outcome.calls(self._outcomes)
+        yield from statements.save_checkpoint.calls(self._checkpoints)
+        for rows in self._updates.values():
+            yield from statements.update_job.calls(rows)
+        if self._dropped:
+            yield from statements.drop_checkpoints.calls([{KEYS: keys_value(self._dropped)}])
+        if self._sent:
+            yield from statements.mark_sent.calls([{KEYS: keys_value(self._sent)}])
 
 
 class Operation(ABC, Generic[ResultT]):
