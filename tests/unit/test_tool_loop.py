@@ -17,7 +17,7 @@ from worker.core.assistant import AssistantHandler
 from worker.core.completion import CompletionHandler
 from worker.core.dispatch import Dispatcher
 from worker.core.embedding import EmbeddingHandler
-from worker.core.kind import InvalidJobError, KindHandler, Result, Steps
+from worker.core.kind import InvalidJobError, KindHandler, Reserve, Result, Steps
 from worker.core.tool import ToolHandler
 from worker.domain.answer import Answer, read_answer
 from worker.domain.job import Job, JobKey, ReplyAddress
@@ -45,12 +45,12 @@ class FakeSteps(Steps):
         self.state: bytes | None = None
 
     @override
-    async def call(self, request: Mapping[str, Any], reserve: Usage) -> Answer:
+    async def call(self, request: Mapping[str, Any], reserve: Reserve) -> Answer:
         if not self.answers:
             raise Died
         self.log.append("call")
         self.requests.append(json.loads(json.dumps(request)))
-        self.reserves.append(reserve)
+        self.reserves.append(reserve(request))
         return read_answer(self.kind, json.dumps(self.answers.pop(0)).encode())
 
     @override

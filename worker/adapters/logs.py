@@ -55,7 +55,7 @@ def configure_logging(*, level: str, style: str, stream: TextIO) -> FilteringBou
             render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-    )
+    ).bind()  # now: else each line would begin with it
     # Replaces what OPENAI_LOG=debug installs while the SDK is imported: a handler that prints requests.
     logging.root.handlers[:] = [_Bridge(logger)]
     logging.root.setLevel(logging.WARNING)

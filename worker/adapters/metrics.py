@@ -28,6 +28,14 @@ OTHER: Final = "other"
 """Label value of all names beyond the first hundred."""
 _NAMES: Final = 100
 _JOB_SECONDS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
+_DIRECTIONS: Final = {
+    "input": "input_tokens",
+    "cached_input": "cached_input_tokens",
+    "cache_write": "cache_write_tokens",
+    "output": "output_tokens",
+    "reasoning": "reasoning_tokens",
+}
+"""Label values, and the counts of a usage that they stand for."""
 _ATTEMPT_SECONDS: Final = (0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
 
 
@@ -58,6 +66,7 @@ class Metrics:
         seconds = partial(Histogram, namespace="openai_worker", registry=self._registry)
 
         self._model, self._reason = _Bounded(), _Bounded()
+        self._models: dict[str, tuple[Histogram, list[Counter]]] = {}
         self._jobs = counter("jobs", "Jobs with an outcome", ["kind", "status", "error_code"])
         self._job_seconds = seconds(
             "job_seconds", "Seconds from first receipt to the outcome", ["kind"], buckets=_JOB_SECONDS
@@ -126,22 +135,25 @@ class Metrics:
     def _attempt(self, event: AttemptFinished) -> None:
         model = self._model(event.model)
         self._attempts.labels(model, event.state.value).inc()
-        self._attempt_seconds.labels(model).observe(event.seconds)
+        seconds, tokens = self._of_model(model)
+        seconds.observe(event.seconds)
         if event.usage is None:
             return
-        counts = {
-            "input": event.usage.input_tokens,
-            "cached_input": event.usage.cached_input_tokens,
-            "cache_write": event.usage.cache_write_tokens,
-            "output": event.usage.output_tokens,
-            "reasoning": event.usage.reasoning_tokens,
-        }
-        for direction, tokens in counts.items():
-            self._tokens.labels(model, direction).inc(tokens)
+        for child, name in zip(tokens, _DIRECTIONS.values(), strict=True):
+            child.inc(getattr(event.usage, name))
         if event.cost_nano_usd is None:
             self._unpriced.labels(model).inc()
         else:
             self._cost.labels(model).inc(event.cost_nano_usd / NANO)
+
+    def _of_model(self, model: str) -> tuple[Histogram, list[Counter]]:
+        """Return a model's own children, which take longer to find than to count with."""
+        if model not in self._models:
+            self._models[model] = (
+                self._attempt_seconds.labels(model),
+                [self._tokens.labels(model, direction) for direction in _DIRECTIONS],
+            )
+        return self._models[model]
 
 
 class Observers:

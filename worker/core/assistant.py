@@ -55,7 +55,7 @@ class AssistantHandler(KindHandler):
 
     @override
     async def run(self, job: Job, steps: Steps, checkpoint: bytes | None) -> Result:
-        answer = await steps.call(job.request, self.reserve(job.request))
+        answer = await steps.call(job.request, self.reserve)
         return _failed(answer) if answer.finish_reason in {"failed", "cancelled"} else judge(answer)
 
 

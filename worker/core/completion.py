@@ -45,7 +45,7 @@ class CompletionHandler(KindHandler):
 
     @override
     async def run(self, job: Job, steps: Steps, checkpoint: bytes | None) -> Result:
-        return judge(await steps.call(job.request, self.reserve(job.request)))
+        return judge(await steps.call(job.request, self.reserve))
 
 
 def judge(answer: Answer) -> Result:

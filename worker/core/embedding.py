@@ -34,4 +34,4 @@ class EmbeddingHandler(KindHandler):
 
     @override
     async def run(self, job: Job, steps: Steps, checkpoint: bytes | None) -> Result:
-        return Result(answer=await steps.call(job.request, self.reserve(job.request)))
+        return Result(answer=await steps.call(job.request, self.reserve))

@@ -1,9 +1,9 @@
 """What a kind of job must provide; one file in this package each."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import schemas.job
 from schemas.failure import Failure
@@ -11,6 +11,9 @@ from schemas.names import Kind
 from worker.domain.answer import Answer
 from worker.domain.job import Job
 from worker.domain.usage import Usage
+
+Reserve: TypeAlias = Callable[[Mapping[str, Any]], Usage]
+"""Tells an upper bound of what a request will use."""
 
 
 class InvalidJobError(Exception):
@@ -28,7 +31,7 @@ class Result:
 class Steps(Protocol):
     """The requests a running job may make; each is admitted, recorded and retried as one step."""
 
-    async def call(self, request: Mapping[str, Any], reserve: Usage) -> Answer:
+    async def call(self, request: Mapping[str, Any], reserve: Reserve) -> Answer:
         """Send one request and return its answer. Raises only what the processor handles."""
 
     async def checkpoint(self, state: bytes) -> None:

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from schemas.failure import Failure, FailureCode
 from worker.core.journal import Journal
-from worker.core.kind import Steps
+from worker.core.kind import Reserve, Steps
 from worker.core.limits import Need, Permit, PostponedError
 from worker.core.services import Services
 from worker.core.worktime import WorkTime
@@ -62,7 +62,7 @@ class JobRun(Steps):
         self._admitted = admitted
 
     @override
-    async def call(self, request: Mapping[str, Any], reserve: Usage) -> Answer:
+    async def call(self, request: Mapping[str, Any], reserve: Reserve) -> Answer:
         await self.journal.write()
         body = orjson.dumps(request)
         while True:
@@ -100,17 +100,18 @@ class JobRun(Steps):
             self._admitted = None
             self.journal.not_sent()
 
-    async def _admission(self, request: Mapping[str, Any], reserve: Usage) -> tuple[Permit, Intent]:
+    async def _admission(self, request: Mapping[str, Any], reserve: Reserve) -> tuple[Permit, Intent]:
         if self._admitted is not None:
             admitted, self._admitted = self._admitted, None
             return admitted
         self.work.check()
         check_deadline(self.job, self._services)
-        need = need_of(self.job, request, reserve, self._services, self.received_at)
+        usage = reserve(request)
+        need = need_of(self.job, request, usage, self._services, self.received_at)
         permit = await self._services.limiter.admit(need, self._services.policy.patience)
         try:
             check_deadline(self.job, self._services)
-            intent = await self.journal.open_attempt(request, reserve)
+            intent = await self.journal.open_attempt(request, usage)
         except OverBudgetError as error:
             permit.cancel()
             raise _over_budget(error.over) from error

@@ -66,7 +66,7 @@ class ToolHandler(CompletionHandler):
                 async with steps.working():
                     messages += await self._dispatcher.run(calls, allowed=ours, seconds=seconds)
             request = _next_request(job.request, messages)
-            answer = await steps.call(request, self.reserve(request))
+            answer = await steps.call(request, self.reserve)
             rounds, calls = rounds + 1, answer.tool_calls
             if not calls or answer.finish_reason in _CUT_SHORT or any(call.name in theirs for call in calls):
                 return judge(answer)

@@ -207,18 +207,18 @@ def _counts(data: _Object, names: _Names) -> Usage:
         for item in _objects(output)
         if item.get("type") == "code_interpreter_call"
     }
-    meters = (
-        _meters(inputs, _INPUT_METERS)
-        | _meters(_part(inputs, "cache_write_tokens_details"), _WRITE_METERS)
-        | _meters(outputs, _OUTPUT_METERS)
-        | _meters(_part(tools, "web_search"), _SEARCH_METERS)
-        | _meters(_part(tools, "image_gen"), _DRAWING_METERS)
-        | _new_details(INPUT_DETAIL, inputs, _INPUT_METERS)
-        | _new_details(OUTPUT_DETAIL, outputs, _OUTPUT_METERS)
-        | _new_tools(tools)
-        | ({Meter.FILE_SEARCH.value: searches} if searches else {})
-        | ({Meter.CODE_INTERPRETER.value: len(containers)} if containers else {})
-    )
+    meters = {
+        **_meters(inputs, _INPUT_METERS),
+        **_meters(_part(inputs, "cache_write_tokens_details"), _WRITE_METERS),
+        **_meters(outputs, _OUTPUT_METERS),
+        **_meters(_part(tools, "web_search"), _SEARCH_METERS),
+        **_meters(_part(tools, "image_gen"), _DRAWING_METERS),
+        **_new_details(INPUT_DETAIL, inputs, _INPUT_METERS),
+        **_new_details(OUTPUT_DETAIL, outputs, _OUTPUT_METERS),
+        **_new_tools(tools),
+        **({Meter.FILE_SEARCH.value: searches} if searches else {}),
+        **({Meter.CODE_INTERPRETER.value: len(containers)} if containers else {}),
+    }
     return Usage(
         input_tokens=_required(usage, names.input),
         cached_input_tokens=_count(inputs.get("cached_tokens")),
@@ -249,8 +249,7 @@ def _part(whole: _Object, name: str) -> _Object:
 
 
 def _meters(part: _Object, names: Mapping[str, Meter]) -> dict[str, int]:
-    found = {meter.value: _count(part.get(name)) for name, meter in names.items()}
-    return {name: count for name, count in found.items() if count}
+    return {names[name].value: count for name in part if name in names and (count := _count(part[name]))}
 
 
 def _new_details(prefix: str, part: _Object, known: Container[str]) -> dict[str, int]:
