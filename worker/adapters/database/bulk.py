@@ -1,78 +1,112 @@
 """Statements that the writer runs for every batch: compiled once, and sent to the driver together.
 
 SQLAlchemy looks a statement up and binds each row anew whenever it is executed, and each
-statement is a journey of its own, to SQLite even from thread to thread. Both cost more than
-the drivers' own part of the work.
+statement is a journey of its own: to SQLite from thread to thread, to PostgreSQL through a
+turn of an event loop that has much else to do. That costs more than the drivers' own part.
 """
 
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from sqlalchemy import Connection, Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import TypeEngine
+
+Columns: TypeAlias = tuple[str, ...]
+_Processor: TypeAlias = Callable[[Any], Any]
+_PLACE: Final = re.compile(r"\$(\d+)")
 
 
 class Call(NamedTuple):
-    """SQL in the driver's dialect, and the rows to execute it for: one, where its result is wanted."""
+    """SQL in the driver's dialect, and the parameters of each time that it runs."""
 
     sql: str
-    rows: Sequence[tuple[Any, ...]]
-    returns: bool = False
+    parameters: Sequence[tuple[Any, ...]]
+    selects: bool = False
 
 
 class Bulk:
-    """A Core statement whose rows go to the driver as they are."""
+    """A statement on rows, which may have one set of columns or another.
 
-    def __init__(self, statement: Any, dialect: Dialect, *, returns: bool = False) -> None:
-        self._statement = statement
+    `build` returns it for the names of the columns, `kinds` has the types of their values. With
+    `arrays` each of its parameters is the array of all rows' values.
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        build: Callable[[Columns], Any],
+        kinds: Mapping[str, TypeEngine[Any]],
+        *,
+        arrays: bool = False,
+        selects: bool = False,
+    ) -> None:
         self._dialect = dialect
-        self._returns = returns
-        self._compiled: dict[tuple[str, ...], _Compiled] = {}
+        self._build = build
+        self._kinds = kinds
+        self._arrays = arrays
+        self._selects = selects
+        self._compiled: dict[Columns, _Compiled] = {}
 
     def calls(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Call]:
-        """Yield what executes it for each row, in order."""
+        """Yield what runs it on these rows, in their order."""
         for columns, some in groupby(rows, key=tuple):
             compiled = self._compiled.get(columns)
             if compiled is None:
-                compiled = self._compiled[columns] = _Compiled(self._statement, columns, self._dialect)
-            yield Call(compiled.sql, [compiled.values(row) for row in some], self._returns)
+                compiled = self._compiled[columns] = self._compile(columns)
+            values = list(map(compiled.values, some))
+            parameters = [tuple(map(list, zip(*values, strict=True)))] if self._arrays else values
+            yield Call(compiled.sql, parameters, self._selects)
+
+    def _compile(self, columns: Columns) -> "_Compiled":
+        # The columns of arrays are in the statement already.
+        keys = None if self._arrays else list(columns)
+        compiled = self._build(columns).compile(dialect=self._dialect, column_keys=keys)
+        names: Sequence[str] = compiled.positiontup
+        processors = [_processor(self._kinds.get(name), self._dialect) for name in names]
+        return _Compiled(
+            compiled.string,
+            names,
+            [(place, processor) for place, processor in enumerate(processors) if processor is not None],
+            {name: value for name, value in compiled.params.items() if name not in columns},
+        )
 
 
 class _Compiled:
-    """A statement for one set of columns, and what a row has to become for it."""
+    """SQL for one set of columns, and what a row has to become for it."""
 
-    def __init__(self, statement: Any, columns: tuple[str, ...], dialect: Dialect) -> None:
-        compiled = statement.compile(dialect=dialect, column_keys=list(columns))
-        self.sql: str = compiled.string
-        names: Sequence[str] = compiled.positiontup
-        self._fixed = {name: value for name, value in compiled.params.items() if name not in columns}
-        # At least two, so that it picks a tuple of them.
-        self._pick = itemgetter(*names, *names[:1])
-        self._count = len(names)
-        self._convert = [
-            (place, processor)
-            for place, name in enumerate(names)
-            if (processor := _processor(compiled.binds[name].type, dialect)) is not None
-        ]
+    def __init__(
+        self,
+        sql: str,
+        names: Sequence[str],
+        convert: Sequence[tuple[int, _Processor]],
+        fixed: Mapping[str, Any],
+    ) -> None:
+        self.sql = sql
+        # One more than there are: a single one would not come as a tuple.
+        self._pick = itemgetter(*names, names[0])
+        self._convert = convert
+        self._fixed = fixed
 
     def values(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return a row as the driver takes it."""
-        values = list(self._pick({**row, **self._fixed} if self._fixed else row)[: self._count])
+        *values, _ = self._pick({**row, **self._fixed} if self._fixed else row)
         for place, processor in self._convert:
             values[place] = processor(values[place])
         return tuple(values)
 
 
-def _processor(kind: Any, dialect: Dialect) -> Callable[[Any], Any] | None:
-    found: Callable[[Any], Any] | None = kind.dialect_impl(dialect).bind_processor(dialect)
-    return found
+def _processor(kind: TypeEngine[Any] | None, dialect: Dialect) -> _Processor | None:
+    return None if kind is None else kind.dialect_impl(dialect).bind_processor(dialect)
 
 
 async def run(connection: AsyncConnection, calls: Sequence[Call]) -> list[tuple[Any, ...]]:
-    """Execute them in order, in the connection's transaction; return what the last select finds."""
+    """Run them in order, in the connection's transaction; return what the last select finds."""
     if not calls:
         return []
     if connection.dialect.name != "sqlite":
@@ -84,21 +118,41 @@ async def run(connection: AsyncConnection, calls: Sequence[Call]) -> list[tuple[
     return found
 
 
-def _run(connection: Connection, calls: Sequence[Call]) -> list[tuple[Any, ...]]:
-    found: list[tuple[Any, ...]] = []
-    for sql, rows, returns in calls:
-        if returns:
-            found = [tuple(row) for row in connection.exec_driver_sql(sql, rows[0])]
-        else:
-            connection.exec_driver_sql(sql, list(rows))
-    return found
-
-
 def _run_sqlite(connection: sqlite3.Connection, calls: Sequence[Call]) -> list[tuple[Any, ...]]:
     found: list[tuple[Any, ...]] = []
-    for sql, rows, returns in calls:
-        if returns:
-            found = connection.execute(sql, rows[0]).fetchall()
+    for sql, parameters, selects in calls:
+        if selects:
+            found = connection.execute(sql, parameters[0]).fetchall()
         else:
-            connection.executemany(sql, rows)
+            connection.executemany(sql, parameters)
     return found
+
+
+def _run(connection: Connection, calls: Sequence[Call]) -> list[tuple[Any, ...]]:
+    found: list[tuple[Any, ...]] = []
+    for selects, some in groupby(calls, key=lambda call: call.selects):
+        if selects:
+            for call in some:
+                found = [tuple(row) for row in connection.exec_driver_sql(call.sql, call.parameters[0])]
+        else:
+            writes = list(some)
+            sql = _together(tuple(call.sql for call in writes))
+            connection.exec_driver_sql(sql, sum((call.parameters[0] for call in writes), ()))
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _together(statements: tuple[str, ...]) -> str:
+    """Return one statement that does what several do, on different rows, with all their parameters."""
+    if len(statements) == 1:
+        return statements[0]
+    parts, count = [], 0
+    for number, sql in enumerate(statements):
+        places = [int(place) for place in _PLACE.findall(sql)]
+        parts.append(f"w{number} AS ({_PLACE.sub(partial(_moved, count), sql)})")
+        count += max(places)
+    return f"WITH {', '.join(parts)} SELECT 1"
+
+
+def _moved(by: int, place: re.Match[str]) -> str:
+    return f"${int(place[1]) + by}"

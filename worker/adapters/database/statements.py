@@ -1,26 +1,32 @@
 """The statements of the writer, built once; those on many rows run as one batch."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import (
+    Boolean,
+    Column,
     Dialect,
     Select,
     Subquery,
     Table,
+    Text,
     and_,
     bindparam,
     delete,
-    or_,
+    literal_column,
     select,
+    text,
     tuple_,
     union_all,
     update,
 )
 from sqlalchemy.sql.elements import ColumnElement
 
-from worker.adapters.database.bulk import Bulk
-from worker.adapters.database.sql import Sql, sql_of
+from worker.adapters.database.bulk import Bulk, Columns
+from worker.adapters.database.many import many_of
+from worker.adapters.database.sql import KEYS, Sql, sql_of
 from worker.adapters.database.tables import (
     BOOKING,
     CORRECTION,
@@ -37,6 +43,10 @@ from worker.adapters.database.tables import (
 OF_TENANT: Final = "of_tenant"
 OF_JOB: Final = "of_job"
 OF_ATTEMPT: Final = "of_attempt"
+
+# Spelled out, as are all values but those of rows: a batch has parameters for these only.
+_NO_OUTCOME: Final = literal_column("attempts.state IN ('in_flight', 'unknown')", Boolean)
+_NOT_SENT: Final = literal_column("jobs.reply_status IN ('pending', 'undeliverable')", Boolean)
 
 LOCKED: Final = (
     jobs.c.tenant,
@@ -61,34 +71,46 @@ class Statements:
 
     def __init__(self, dialect: Dialect) -> None:
         sql = sql_of(dialect.name)
-        bulk = partial(Bulk, dialect=dialect)
+        self._dialect = dialect
+        self._many = many_of(dialect.name)
         self.insert: dict[Table, Bulk] = {
-            table: bulk(sql.insert_new(table)) for table in (jobs, requests, attempts, usage_ledger, results)
+            table: self._bulk(table, partial(self._many.insert, table))
+            for table in (jobs, requests, attempts, usage_ledger, results)
         }
-        self.update_job = bulk(update(jobs).where(*_is_job(jobs)))
-        self.record_outcome = bulk(
-            update(attempts).where(
-                *_is_job(attempts),
-                attempts.c.attempt_no == bindparam(OF_ATTEMPT),
-                # Not IN: its list of parameters does not go with a batch of rows.
-                or_(attempts.c.state == "in_flight", attempts.c.state == "unknown"),
-            )
-        )
-        self.save_checkpoint = bulk(sql.upsert(checkpoints))
-        self._by_key(sql, dialect)
+        self.save_checkpoint = self._bulk(checkpoints, partial(self._many.upsert, checkpoints))
+        self.update_job = self._update(jobs, {OF_TENANT: jobs.c.tenant, OF_JOB: jobs.c.job_id})
+        attempt = {
+            OF_TENANT: attempts.c.tenant,
+            OF_JOB: attempts.c.job_id,
+            OF_ATTEMPT: attempts.c.attempt_no,
+        }
+        self.record_outcome = self._update(attempts, attempt, _NO_OUTCOME)
+        self._by_key(sql)
         self._of_replies()
         self._of_workers(sql)
 
-    def _by_key(self, sql: Sql, dialect: Dialect) -> None:
+    def _bulk(
+        self, table: Table, build: Callable[[Columns], Any], key: Mapping[str, Column[Any]] | None = None
+    ) -> Bulk:
+        kinds = {name: column.type for name, column in [*table.c.items(), *(key or {}).items()]}
+        return Bulk(self._dialect, build, kinds, arrays=self._many.arrays)
+
+    def _update(self, table: Table, key: Mapping[str, Column[Any]], *only: ColumnElement[bool]) -> Bulk:
+        return self._bulk(table, lambda columns: self._many.update(table, key, columns, *only), key)
+
+    def _of_keys(self, statement: Any, *, selects: bool = False) -> Bulk:
+        """Return a statement whose one parameter is `KEYS`."""
+        return Bulk(self._dialect, lambda _: statement, {KEYS: Text()}, selects=selects)
+
+    def _by_key(self, sql: Sql) -> None:
         wanted = sql.keys()
-        self.lock = Bulk(
+        self.lock = self._of_keys(
             select(*LOCKED)
             .join(wanted, _same(jobs, wanted))
             # All transactions take their rows in the same order, so that none can wait in a circle.
             .order_by(jobs.c.tenant, jobs.c.job_id)
             .with_for_update(of=jobs),
-            dialect,
-            returns=True,
+            selects=True,
         )
         self.past: Select[Any] = (
             select(
@@ -119,10 +141,9 @@ class Statements:
         # Two halves, each with the index that it has.
         self.booked = union_all(booked.where(BOOKING), booked.where(CORRECTION))
         among = select(wanted.c.tenant, wanted.c.job_id)
-        self.drop_checkpoints = Bulk(delete(checkpoints).where(_key(checkpoints).in_(among)), dialect)
-        owed = or_(jobs.c.reply_status == "pending", jobs.c.reply_status == "undeliverable")
-        sent = update(jobs).where(_key(jobs).in_(among), owed).values(reply_status="sent", reply_due_at=None)
-        self.mark_sent = Bulk(sent, dialect)
+        self.drop_checkpoints = self._of_keys(delete(checkpoints).where(_key(checkpoints).in_(among)))
+        sent = {"reply_status": text("'sent'"), "reply_due_at": None}
+        self.mark_sent = self._of_keys(update(jobs).where(_key(jobs).in_(among), _NOT_SENT).values(sent))
 
     def _of_replies(self) -> None:
         self.due_replies: Select[Any] = (
@@ -150,10 +171,6 @@ class Statements:
         self.renew_worker = sql.upsert(workers)
         self.remove_worker = delete(workers).where(mine)
         self.forget_workers = delete(workers).where(workers.c.alive_until < bindparam("before"))
-
-
-def _is_job(table: Table) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    return table.c.tenant == bindparam(OF_TENANT), table.c.job_id == bindparam(OF_JOB)
 
 
 def _same(one: Table, other: Table | Subquery) -> ColumnElement[bool]:

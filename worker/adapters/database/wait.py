@@ -74,13 +74,10 @@ class LetWait(Operation[bool]):
         wait = self.wait
         if wait.lease_token is None:
             insert_request(writes, wait.job)
-        if job.kind is None:
-            columns = job_columns(wait.job).items()
-            writes.update_job(
-                self.key, **{name: value for name, value in columns if name not in {"tenant", "job_id"}}
-            )
+        columns = job_columns(wait.job) if job.kind is None else {}
         writes.update_job(
             self.key,
+            **{name: value for name, value in columns.items() if name not in {"tenant", "job_id"}},
             status=JobStatus.WAITING.value,
             step_attempts=wait.step_attempts,
             takeovers=takeovers,

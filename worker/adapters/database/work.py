@@ -94,7 +94,7 @@ class Writes:
         self._inserts[table].append(row)
 
     def update_job(self, key: JobKey, **columns: Any) -> None:
-        """Set columns of a job."""
+        """Set columns of a job; once a job, as all rows are changed by one statement."""
         row = {OF_TENANT: key.tenant, OF_JOB: key.job_id, **columns}
         self._updates[tuple(columns)].append(row)
 
