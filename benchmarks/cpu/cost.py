@@ -74,8 +74,9 @@ async def _floor(bench: Bench, found: dict[str, list[float]]) -> None:
     for size in SIZES:
         settings = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "sk-not-a-key", "MESSAGES": str(size)}
         found[f"sdk_{size}"].append(await part("openai", bench.folder, **settings))
-    for name, url in bench.databases.items():
-        found[name].append(await part("database", bench.folder, DATABASE_URL=url))
+        for name, database in bench.databases.items():
+            settings = {"DATABASE_URL": database, "MESSAGES": str(size)}
+            found[f"{name}_{size}"].append(await part("database", bench.folder, **settings))
 
 
 def _cpu(paces: Paces, name: str, size: int) -> float:
@@ -101,7 +102,7 @@ def _beside_floor(mine: Paces, floor: Mapping[str, list[float]]) -> Iterator[Fig
     middle = {name: 1e6 * median(values) for name, values in floor.items()}
     for name, size in mine:
         database = name.split("_")[1]
-        parts = [middle[f"broker_{size}"], middle[f"sdk_{size}"], middle[database]]
+        parts = [middle[f"broker_{size}"], middle[f"sdk_{size}"], middle[f"{database}_{size}"]]
         least = sum(parts)
         shown = " + ".join(f"{one:.0f}" for one in parts)
         yield Figure(

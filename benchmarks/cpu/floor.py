@@ -68,7 +68,7 @@ async def broker() -> None:
 
 async def openai() -> float:
     """Send a body that is ready, take the answer as it is."""
-    body = json.dumps(request(int(os.environ.get("MESSAGES", "2")))).encode()
+    body = _body()
     async with AsyncOpenAI(max_retries=0, http_client=DefaultAioHttpClient()) as client:
 
         async def call() -> None:
@@ -81,7 +81,7 @@ async def openai() -> float:
 async def database() -> float:
     """Write one row of a hundred jobs in a commit, and another row of each in a second one."""
     engine = open_engine(os.environ["DATABASE_URL"], Use.WRITE)
-    body = json.dumps(request(2)).encode()
+    body = _body()
     async with engine.connect() as connection:
         async with connection.begin():
             await connection.run_sync(metadata.drop_all)
@@ -99,6 +99,11 @@ async def database() -> float:
         spent = await _measured(commit_twice, CALLS // JOBS_A_COMMIT, at_a_time=1)
     await engine.dispose()
     return spent / JOBS_A_COMMIT
+
+
+def _body() -> bytes:
+    """Return the request of a job, which is sent, and stored, by everybody."""
+    return json.dumps(request(int(os.environ.get("MESSAGES", "2")))).encode()
 
 
 async def _commit(connection: AsyncConnection, table: Table, rows: list[dict[str, object]]) -> None:

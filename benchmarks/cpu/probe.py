@@ -58,9 +58,10 @@ async def _floor(bench: Bench, options: argparse.Namespace) -> None:
     for size in sizes:
         settings = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "sk-not-a-key", "MESSAGES": str(size)}
         print(f"SDK, {size} messages: {1e6 * await part('openai', bench.folder, **settings):.0f} us")
-    for name, database in bench.databases.items():
-        spent = await part("database", bench.folder, DATABASE_URL=database)
-        print(f"two group commits, {name}: {1e6 * spent:.0f} us", flush=True)
+        for name, database in bench.databases.items():
+            settings = {"DATABASE_URL": database, "MESSAGES": str(size)}
+            spent = await part("database", bench.folder, **settings)
+            print(f"two group commits, {name}, {size} messages: {1e6 * spent:.0f} us", flush=True)
 
 
 def _show(name: str, paces: list[Pace]) -> None:

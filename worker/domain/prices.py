@@ -30,18 +30,22 @@ class UnitPrices:
     cache_write: Decimal
     output: Decimal
     meters: Mapping[str, Decimal] = field(default_factory=dict)
+    _pico: tuple[int, int, int, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for price in (self.input, self.cached_input, self.cache_write, self.output, *self.meters.values()):
             if not price.is_finite() or price < 0 or _PICO % price.as_integer_ratio()[1]:
                 raise ValueError("a price must be a positive number of dollars with at most twelve places")
+        columns = (self.input, self.cached_input, self.cache_write, self.output)
+        object.__setattr__(self, "_pico", tuple(map(_pico, columns)))
 
     def exact_nano_usd(self, usage: Usage) -> int | None:
         """Return the cost, rounded once, half to even; None if something used has no price."""
         lines = self._lines(usage)
-        return None if lines is None else _half_even(sum(count * _pico(price) for count, price in lines))
+        return None if lines is None else _half_even(sum(count * price for count, price in lines))
 
-    def _lines(self, usage: Usage) -> list[tuple[int, Decimal]] | None:
+    def _lines(self, usage: Usage) -> list[tuple[int, int]] | None:
+        """Return counts, each with its price in 10⁻¹² dollars a million."""
         meters = self._own_price(usage)
         if not meters.keys() <= self.meters.keys():
             return None
@@ -52,12 +56,13 @@ class UnitPrices:
             if part in meters:
                 meters[part] = min(meters[part], plain)
                 plain -= meters[part]
+        price, cached, written, output = self._pico
         return [
-            (plain, self.input),
-            (usage.cached_input_tokens, self.cached_input),
-            (usage.cache_write_tokens - meters.get(Meter.CACHE_WRITE_12H, 0), self.cache_write),
-            (usage.output_tokens - meters.get(Meter.AUDIO_OUTPUT, 0), self.output),
-            *((count, self.meters[name]) for name, count in meters.items()),
+            (plain, price),
+            (usage.cached_input_tokens, cached),
+            (usage.cache_write_tokens - meters.get(Meter.CACHE_WRITE_12H, 0), written),
+            (usage.output_tokens - meters.get(Meter.AUDIO_OUTPUT, 0), output),
+            *((count, _pico(self.meters[name])) for name, count in meters.items()),
         ]
 
     def _own_price(self, usage: Usage) -> dict[str, int]:
