@@ -37,10 +37,10 @@ class Mutant:
     tests: Sequence[str]
 
 
-def migration() -> str:
-    """Return the path of the migration that creates the ledger."""
+def migration(revision: str) -> str:
+    """Return the path of the migration to a revision."""
     folder = ROOT / "migrations" / "versions"
-    return str(next(folder.glob("*_0001_*.py")).relative_to(ROOT))
+    return str(next(folder.glob(f"*_{revision}_*.py")).relative_to(ROOT))
 
 
 MUTANTS = (
@@ -48,7 +48,7 @@ MUTANTS = (
         name="no unique key on attempts",
         edits=[
             (
-                migration(),
+                migration("0001"),
                 '        sa.PrimaryKeyConstraint("job_id", "tenant", "attempt_no", name="pk_attempts"),\n',
                 "",
             )
@@ -59,9 +59,9 @@ MUTANTS = (
         name="no unique key on the ledger",
         edits=[
             (
-                migration(),
-                '"attempt_no", "booking"],\n        unique=True,',
-                '"attempt_no", "booking"],',
+                migration("0003"),
+                '["received_at", *OLD], unique=True)',
+                '["received_at", *OLD])',
             )
         ],
         tests=[f"{MACHINE}::test_store_survives_every_order_of_events[sqlite]"],

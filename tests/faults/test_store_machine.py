@@ -144,7 +144,8 @@ class StoreMachine(RuleBasedStateMachine):
         """A delivery, or a copy of one, reaches a worker."""
         self.silent.discard(worker)  # whoever takes a delivery lives
         self._lives(worker, self.now + LEASE)
-        claim = replace(a_claim(self.jobs[job], a_token(), at=self.now, intent=intent))
+        delivered = replace(self.jobs[job], received_at=self.now)
+        claim = a_claim(delivered, a_token(), at=self.now, intent=intent)
         result: ClaimResult = self._do(self.stores[worker].claim(claim))
         holder = self.holder.get(job)
         match result:
@@ -280,15 +281,20 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def numbers_without_gap_and_one_booking_each(self) -> None:
-        """Attempts 1 … n; at most one row an attempt that is no correction; every doubt is an estimate."""
+        """Attempts 1 … n; at most one row an attempt that is no correction; every doubt is an estimate.
+
+        All rows of a job have its first time, by which the database keeps them to one an attempt.
+        """
         attempts = self._rows(
             "SELECT job_id, attempt_no, state FROM attempts WHERE tenant = :tenant ORDER BY 1, 2"
         )
         ledger = self._rows("SELECT * FROM usage_ledger WHERE tenant = :tenant")
-        counts = self._rows("SELECT job_id, attempts FROM jobs WHERE tenant = :tenant")
+        counts = self._rows("SELECT job_id, attempts, received_at FROM jobs WHERE tenant = :tenant")
         for job in counts:
             mine = [row["attempt_no"] for row in attempts if row["job_id"] == job["job_id"]]
             assert mine == list(range(1, job["attempts"] + 1))
+        received = {job["job_id"]: job["received_at"] for job in counts}
+        assert all(row["received_at"] == received[row["job_id"]] for row in ledger)
         booked = [(row["job_id"], row["attempt_no"]) for row in ledger if row["entry"] != "correction"]
         assert len(booked) == len(set(booked))
         for attempt in attempts:

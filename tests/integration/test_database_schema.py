@@ -152,9 +152,10 @@ async def test_ledger_rows_cannot_be_replaced(sqlite_url: str) -> None:
     """Nor overwritten by SQLite's INSERT OR REPLACE."""
     await upgrade(sqlite_url)
     insert = (
-        "INTO usage_ledger (id, tenant, job_id, attempt_no, entry, model, labels, occurred_at, account,"
-        " requests, unpriced_requests, estimated_requests, estimated_cost_nano_usd)"
-        " VALUES (1, 't', 'j', 1, 'measured', 'm', '{}', '2026-11-22 12:00:00', 'main', 1, 0, 0, 0)"
+        "INTO usage_ledger (id, tenant, job_id, received_at, attempt_no, entry, model, labels, occurred_at,"
+        " account, requests, unpriced_requests, estimated_requests, estimated_cost_nano_usd)"
+        " VALUES (1, 't', 'j', '2026-11-22 11:59:59', 1, 'measured', 'm', '{}', '2026-11-22 12:00:00',"
+        " 'main', 1, 0, 0, 0)"
     )
     await execute(sqlite_url, f"INSERT {insert}")
     with pytest.raises(DBAPIError, match="append-only"):
@@ -165,17 +166,25 @@ async def test_an_attempt_has_one_row_besides_corrections(migrated_url: str, dat
     """A second measured or estimated row of an attempt is refused by the database; corrections are not."""
     await finished(database, "job")
     copy = (
-        "INSERT INTO usage_ledger (tenant, job_id, attempt_no, entry, model, labels, occurred_at, account,"
-        " requests, unpriced_requests, estimated_requests, estimated_cost_nano_usd, booking)"
-        " SELECT tenant, job_id, attempt_no, '{entry}', model, labels, occurred_at, account, requests,"
-        " unpriced_requests, estimated_requests, estimated_cost_nano_usd, {booking} FROM usage_ledger"
-        " WHERE entry = 'measured'"
+        "INSERT INTO usage_ledger (tenant, job_id, received_at, attempt_no, entry, model, labels,"
+        " occurred_at, account, requests, unpriced_requests, estimated_requests, estimated_cost_nano_usd,"
+        " booking)"
+        " SELECT tenant, job_id, {received}, attempt_no, '{entry}', model, labels, occurred_at, account,"
+        " requests, unpriced_requests, estimated_requests, estimated_cost_nano_usd, {booking}"
+        " FROM usage_ledger WHERE entry = 'measured'"
     )
-    for entry, booking in (("measured", 1), ("estimated", 1), ("measured", "NULL"), ("correction", 1)):
+    for entry, booking, received in (
+        ("measured", "1", "received_at"),
+        ("estimated", "1", "received_at"),
+        ("measured", "NULL", "received_at"),
+        ("correction", "1", "received_at"),
+        ("measured", "1", "NULL"),
+        ("correction", "NULL", "NULL"),
+    ):
         with pytest.raises(DBAPIError):
-            await execute(migrated_url, copy.format(entry=entry, booking=booking))
+            await execute(migrated_url, copy.format(entry=entry, booking=booking, received=received))
     for _ in range(2):
-        await execute(migrated_url, copy.format(entry="correction", booking="NULL"))
+        await execute(migrated_url, copy.format(entry="correction", booking="NULL", received="received_at"))
     assert await rows(migrated_url, "SELECT count(*) FROM usage_ledger") == [(3,)]
 
 

@@ -1,8 +1,12 @@
 """What keeps the ledger fast however large it is; `make bench-ledger` has the figures."""
 
+from collections.abc import Callable
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
+from uuid import uuid4
 
+import pytest
 from sqlalchemy import func, select
 
 from benchmarks.ledger import BATCH, TENANTS, booked, ledger
@@ -13,9 +17,16 @@ from worker.adapters.database.reports import UsageFilter, summed
 ROWS = 20_000
 
 
-async def test_rows_are_booked_on_few_pages(sqlite_url: str) -> None:
-    """A batch of a hundred tenants writes its rows and the ends of the indexes: no page for each tenant."""
-    numbers = iter(range(ROWS, 10**9))
+numbers = count(ROWS)
+
+
+@pytest.mark.parametrize(
+    "job_id",
+    [lambda: f"job-{next(numbers):010}", lambda: uuid4().hex],
+    ids=["that count up", "random"],
+)
+async def test_rows_are_booked_on_few_pages(job_id: Callable[[], str], sqlite_url: str) -> None:
+    """A batch writes its rows and the ends of the indexes: no page for each tenant, or each job."""
     wal = Path(f"{sqlite_url.removeprefix('sqlite:///')}-wal")
     async with ledger(sqlite_url, ROWS) as engine, engine.connect() as connection:
         driver = (await connection.get_raw_connection()).driver_connection
@@ -23,7 +34,7 @@ async def test_rows_are_booked_on_few_pages(sqlite_url: str) -> None:
         page_size = (await (await driver.execute("PRAGMA page_size")).fetchone())[0]
         for _ in range(3):
             await driver.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
-            await booked(engine, connection, lambda: f"job-{next(numbers):010}")
+            await booked(engine, connection, job_id)
             pages = wal.stat().st_size // page_size  # noqa: ASYNC240 a name is looked up
             assert BATCH // 20 < pages < TENANTS // 2, pages
 

@@ -140,4 +140,6 @@ def a_row(number: int, usage: Usage, cost: int | None) -> dict[str, Any]:
         occurred_at=NOON + timedelta(minutes=number),
     )
     key = JobKey(f"tenant-{number % 7}", f"{number}")
-    return ledger_row(key, 1, entry, kind="completion", labels={}, account=Account())
+    return ledger_row(
+        key, 1, entry, received_at=entry.occurred_at, kind="completion", labels={}, account=Account()
+    )

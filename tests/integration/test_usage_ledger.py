@@ -191,9 +191,9 @@ async def slow_booking(engine: AsyncEngine) -> AsyncIterator[None]:
     async with engine.begin() as slow:
         await slow.exec_driver_sql("UPDATE jobs SET labels = labels WHERE job_id = 'first'")
         await slow.exec_driver_sql(
-            "INSERT INTO usage_ledger (tenant, job_id, attempt_no, entry, model, labels, occurred_at,"
-            " account, requests, unpriced_requests, estimated_requests, estimated_cost_nano_usd)"
-            " VALUES ('acme', 'late', 1, 'measured', 'm', '{}', now(), 'main', 1, 0, 0, 0)"
+            "INSERT INTO usage_ledger (tenant, job_id, received_at, attempt_no, entry, model, labels,"
+            " occurred_at, account, requests, unpriced_requests, estimated_requests, estimated_cost_nano_usd)"
+            " VALUES ('acme', 'late', now(), 1, 'measured', 'm', '{}', now(), 'main', 1, 0, 0, 0)"
         )
         yield
 

@@ -104,34 +104,35 @@ def holds(job: LockedJob, lease_token: int) -> bool:
 def record_on_time(writes: Writes, job: LockedJob, record: AttemptRecord) -> None:
     """Write an outcome under a claim that holds."""
     writes.record_outcome(record)
-    _book(writes, job.kind, record)
+    _book(writes, job, record)
 
 
 def record_late(writes: Writes, job: LockedJob | None, past: Past | None, record: AttemptRecord) -> None:
     """Write an outcome whose job has gone on without it: the money is spent all the same."""
-    kind = job.kind if job else None
     attempt = past.open_attempts.get(record.attempt_no) if past else None
-    if past is None or attempt is None:
-        _book(writes, kind, record)
+    if job is None or past is None or attempt is None:
+        _book(writes, job, record)
         return
     booked = [row for row in past.booked if row.attempt_no == record.attempt_no]
     guess = next((row for row in booked if row.entry.entry is Entry.ESTIMATED), None)
     if guess is None:
-        record_on_time(writes, job, record) if job else _book(writes, kind, record)
+        record_on_time(writes, job, record)
     elif record.state is not AttemptState.UNKNOWN:
         writes.record_outcome(record)
         guess = with_corrections(guess, (row for row in booked if row is not guess))
-        for row in correction_rows(record.key, kind, guess, record):
+        for row in correction_rows(record.key, job.kind, guess, record):
             writes.insert(usage_ledger, row)
 
 
-def _book(writes: Writes, kind: str | None, record: AttemptRecord) -> None:
+def _book(writes: Writes, job: LockedJob | None, record: AttemptRecord) -> None:
     if record.ledger is not None:
         row = ledger_row(
             record.key,
             record.attempt_no,
             record.ledger,
-            kind=kind,
+            # A job that the database has lost: any time will do that is the same whenever this is written.
+            received_at=job.received_at if job else record.ledger.occurred_at,
+            kind=job.kind if job else None,
             labels=record.labels,
             account=record.account,
         )

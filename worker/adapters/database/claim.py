@@ -60,7 +60,7 @@ class ClaimJob(Operation[ClaimResult]):
         if job is None:
             raise OvertakenError
         if past is None:
-            return self._first(writes)
+            return self._first(job, writes)
         decision = decide(
             standing(job, past),
             fingerprint=self.claim.job.fingerprint,
@@ -92,7 +92,7 @@ class ClaimJob(Operation[ClaimResult]):
             and not job.cancel_requested
         )
 
-    def _first(self, writes: Writes) -> Claimed:
+    def _first(self, job: LockedJob, writes: Writes) -> Claimed:
         claim = self.claim
         insert_request(writes, claim.job)
         over = self._hold(1, writes)
@@ -102,7 +102,7 @@ class ClaimJob(Operation[ClaimResult]):
             insert_attempt(writes, self.key, 1, claim.intent, owner=self.owner, lease_token=claim.lease_token)
         return Claimed(
             attempt_no=int(claim.intent is not None and over is None),
-            received_at=claim.job.received_at,
+            received_at=job.received_at,
             started_at=claim.at,
             over_budget=over,
         )
@@ -135,14 +135,14 @@ class ClaimJob(Operation[ClaimResult]):
             takeovers=takeovers,
             worked_seconds=past.worked_seconds,
             cancel_requested=take.cancel_requested,
-            received_at=_received(job, past, self.claim.job),
+            received_at=_received(job, self.claim.job),
             started_at=past.started_at or self.claim.at,
             over_budget=over,
         )
 
     def _write(self, take: Take, job: LockedJob, past: Past, takeovers: int, writes: Writes) -> None:
         claim = self.claim
-        columns = job_columns(claim.job) | {"received_at": _received(job, past, claim.job)}
+        columns = job_columns(claim.job) | {"received_at": _received(job, claim.job)}
         writes.update_job(
             self.key,
             **{name: value for name, value in columns.items() if name not in {"tenant", "job_id"}},
@@ -236,31 +236,38 @@ def insert_attempt(
 
 def settle_unknown(writes: Writes, job: LockedJob, past: Past, at: datetime) -> Spend:
     """Write off the attempts that a lost worker left in flight; return the spend with them."""
-    key = JobKey(job.tenant, job.job_id)
     spend = spend_of(past.booked)
     for attempt in past.open_attempts.values():
         if attempt.state is AttemptState.IN_FLIGHT:
-            spend = spend.plus(_settle(writes, key, job.kind, attempt, past, at))
+            spend = spend.plus(_settle(writes, job, attempt, past, at))
     return spend
 
 
-def _settle(
-    writes: Writes, key: JobKey, kind: str | None, attempt: OpenAttempt, past: Past, at: datetime
-) -> LedgerEntry:
+def _settle(writes: Writes, job: LockedJob, attempt: OpenAttempt, past: Past, at: datetime) -> LedgerEntry:
+    key = JobKey(job.tenant, job.job_id)
     writes.record_outcome(
         AttemptRecord(key=key, attempt_no=attempt.attempt_no, state=AttemptState.UNKNOWN, finished_at=at)
     )
     entry = estimate(attempt.model, attempt.service_tier, attempt.reserved, at)
     writes.insert(
         usage_ledger,
-        ledger_row(key, attempt.attempt_no, entry, kind=kind, labels=past.labels, account=attempt.account),
+        ledger_row(
+            key,
+            attempt.attempt_no,
+            entry,
+            received_at=job.received_at,
+            kind=job.kind,
+            labels=past.labels,
+            account=attempt.account,
+        ),
     )
     return entry
 
 
-def _received(job: LockedJob, past: Past, claimed: Job) -> datetime:
+def _received(job: LockedJob, claimed: Job) -> datetime:
+    """Return when the job came first. From its first claim on it stays: its ledger rows hang on it."""
     known = job.kind is not None
-    return past.received_at if known else claimed.received_at
+    return job.received_at if known else claimed.received_at
 
 
 def _stored_reply(job: LockedJob, past: Past) -> OwedReply:

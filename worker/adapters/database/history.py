@@ -35,7 +35,6 @@ def _key(row: Any) -> JobKey:
 def _past(row: Any) -> Past:
     return Past(
         labels=row.labels,
-        received_at=row.received_at,
         started_at=row.started_at,
         next_attempt_at=row.next_attempt_at,
         worked_seconds=row.worked_ms / 1000,
@@ -65,6 +64,7 @@ def _attempt(row: Any) -> OpenAttempt:
 
 def _booked(row: Any) -> Booked:
     return Booked(
+        received_at=row.received_at,
         attempt_no=row.attempt_no,
         entry=LedgerEntry(
             entry=Entry(row.entry),

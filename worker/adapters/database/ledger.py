@@ -27,6 +27,7 @@ class Reserved:
 class Booked:
     """A ledger row as it stands in the database."""
 
+    received_at: datetime
     attempt_no: int
     entry: LedgerEntry
     labels: Mapping[str, str]
@@ -41,14 +42,15 @@ def ledger_row(
     attempt_no: int,
     entry: LedgerEntry,
     *,
+    received_at: datetime,
     kind: str | None,
     labels: Mapping[str, str],
     account: Account,
 ) -> Row:
-    """Return the one row of an attempt."""
+    """Return the one row of an attempt; `received_at` is the job's, the same in all its rows."""
     estimated = entry.entry is Entry.ESTIMATED
     return {
-        **_identity(key, attempt_no, kind=kind, labels=labels, account=account),
+        **_identity(key, attempt_no, received_at, kind=kind, labels=labels, account=account),
         **_content(entry, entry.usage),
         "entry": entry.entry.value,
         "booking": 1,
@@ -73,7 +75,7 @@ def correction_rows(key: JobKey, kind: str | None, booked: Booked, record: Attem
         "occurred_at": old.occurred_at,
     }
     taken_back = {
-        **_identity(key, booked.attempt_no, kind=kind, labels=labels, account=account),
+        **_identity(key, booked.attempt_no, booked.received_at, kind=kind, labels=labels, account=account),
         **_content(old, _negative(old.usage)),
         **correction,
         "cost_nano_usd": None if old.cost_nano_usd is None else -old.cost_nano_usd,
@@ -84,7 +86,15 @@ def correction_rows(key: JobKey, kind: str | None, booked: Booked, record: Attem
     }
     if record.ledger is None:
         return [taken_back]
-    late = ledger_row(key, booked.attempt_no, record.ledger, kind=kind, labels=labels, account=account)
+    late = ledger_row(
+        key,
+        booked.attempt_no,
+        record.ledger,
+        received_at=booked.received_at,
+        kind=kind,
+        labels=labels,
+        account=account,
+    )
     return [taken_back, late | correction]
 
 
@@ -146,11 +156,18 @@ def usage_document(usage: Usage) -> dict[str, Any]:
 
 
 def _identity(
-    key: JobKey, attempt_no: int, *, kind: str | None, labels: Mapping[str, str], account: Account
+    key: JobKey,
+    attempt_no: int,
+    received_at: datetime,
+    *,
+    kind: str | None,
+    labels: Mapping[str, str],
+    account: Account,
 ) -> Row:
     return {
         "tenant": key.tenant,
         "job_id": key.job_id,
+        "received_at": received_at,
         "attempt_no": attempt_no,
         "kind": kind,
         "labels": dict(labels),

@@ -173,7 +173,7 @@ class Queries:
             return JobDetail(
                 job=found[0],
                 attempts=await _all(connection, AttemptRow, attempts, key),
-                ledger=await _ledger(connection, key),
+                ledger=await _ledger(connection, key, found[0].received_at),
                 request=await connection.scalar(select(requests.c.body).where(*_is(requests, key))),
                 reply=await connection.scalar(select(results.c.body).where(*_is(results, key))),
                 holds=await _all(connection, HoldRow, budget_holds, key),
@@ -231,8 +231,9 @@ async def _all(connection: AsyncConnection, kind: type[RowT], table: Table, key:
     return _rows(kind, found.mappings())
 
 
-async def _ledger(connection: AsyncConnection, key: JobKey) -> list[LedgerRow]:
-    booked = _columns(LedgerRow, usage_ledger).where(*_is(usage_ledger, key)).order_by(usage_ledger.c.id)
+async def _ledger(connection: AsyncConnection, key: JobKey, received_at: datetime) -> list[LedgerRow]:
+    mine = (usage_ledger.c.received_at == received_at, *_is(usage_ledger, key))
+    booked = _columns(LedgerRow, usage_ledger).where(*mine).order_by(usage_ledger.c.id)
     return _rows(LedgerRow, (await connection.execute(booked)).mappings())
 
 

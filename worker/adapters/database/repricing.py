@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
-from sqlalchemy import Select, bindparam, insert, select, update
+from sqlalchemy import Select, and_, bindparam, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.adapters.database.ledger import total_usage
@@ -21,6 +21,8 @@ from worker.domain.usage import Usage
 
 Priced: TypeAlias = Callable[[str, str | None, datetime], PriceList | None]
 _PAGE: Final = 500
+_ATTEMPT: Final = ("received_at", "job_id", "tenant", "attempt_no")
+_KEPT: Final = (*_ATTEMPT, "kind", "labels", "account", "organization", "project")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,6 @@ class Repricing:
     def __init__(self, engine: AsyncEngine, prices: Priced) -> None:
         self._engine = engine
         self._prices = prices
-        self._corrections = _corrections_of(engine.dialect.name)
         self._lock = _jobs_of(engine.dialect.name)
 
     async def run(self, only: UsageFilter, *, apply: bool) -> AsyncIterator[list[Correction]]:
@@ -55,13 +56,14 @@ class Repricing:
                 yield await self._page(booked, apply=apply)
 
     async def _page(self, booked: Sequence[Mapping[str, Any]], *, apply: bool) -> list[Correction]:
-        keys = {KEYS: keys_value(sorted({JobKey(row["tenant"], row["job_id"]) for row in booked}))}
+        keys = sorted({JobKey(row["tenant"], row["job_id"]) for row in booked})
+        ids = [row["id"] for row in booked]
         async with self._engine.begin() as connection:
             if apply:
                 # Two that price again at once would correct twice; a late outcome might come between.
-                await connection.execute(self._lock, keys)
+                await connection.execute(self._lock, {KEYS: keys_value(keys)})
             earlier: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
-            for row in (await connection.execute(self._corrections, keys)).mappings():
+            for row in (await connection.execute(_CORRECTIONS, {"ids": ids})).mappings():
                 earlier.setdefault((row["tenant"], row["job_id"], row["attempt_no"]), []).append(row)
             found = [
                 self._difference([row, *earlier.get((row["tenant"], row["job_id"], row["attempt_no"]), [])])
@@ -93,9 +95,8 @@ class Repricing:
             before=None if unpriced else booked,
             after=cost,
         )
-        kept = ("tenant", "job_id", "attempt_no", "kind", "labels", "account", "organization", "project")
         return correction, {
-            **{name: first[name] for name in kept},
+            **{name: first[name] for name in _KEPT},
             **dict.fromkeys(TOKENS, 0),
             "entry": Entry.CORRECTION.value,
             "booking": None,
@@ -135,15 +136,19 @@ async def _append(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]
         await connection.execute(more, {"of_tenant": tenant, "of_month": name, "more": nano_usd})
 
 
-def _corrections_of(dialect: str) -> Select[Any]:
-    wanted = sql_of(dialect).keys()
-    ledger = usage_ledger.c
+def _corrections() -> Select[Any]:
+    """Return what corrects the rows with the ids asked for, by the index that keeps an attempt to one row."""
+    ledger, booked = usage_ledger.c, usage_ledger.alias("booked").c
+    of_attempt = and_(*(ledger[name] == booked[name] for name in _ATTEMPT))
     return (
         select(usage_ledger)
-        .join(wanted, (ledger.tenant == wanted.c.tenant) & (ledger.job_id == wanted.c.job_id))
-        .where(ledger.entry == Entry.CORRECTION.value)
+        .join(booked.id.table, of_attempt)
+        .where(booked.id.in_(bindparam("ids", expanding=True)), ledger.booking.is_(None))
         .order_by(ledger.id)
     )
+
+
+_CORRECTIONS: Final = _corrections()
 
 
 def _jobs_of(dialect: str) -> Select[Any]:

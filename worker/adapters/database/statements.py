@@ -19,7 +19,6 @@ from sqlalchemy import (
     select,
     text,
     tuple_,
-    union_all,
     update,
 )
 from sqlalchemy.sql.elements import ColumnElement
@@ -28,8 +27,6 @@ from worker.adapters.database.bulk import Bulk, Columns
 from worker.adapters.database.many import many_of
 from worker.adapters.database.sql import KEYS, Sql, sql_of
 from worker.adapters.database.tables import (
-    BOOKING,
-    CORRECTION,
     OWED,
     attempts,
     checkpoints,
@@ -52,6 +49,7 @@ LOCKED: Final = (
     jobs.c.tenant,
     jobs.c.job_id,
     jobs.c.kind,
+    jobs.c.received_at,
     jobs.c.status,
     jobs.c.fingerprint,
     jobs.c.lease_token,
@@ -117,7 +115,6 @@ class Statements:
                 jobs.c.tenant,
                 jobs.c.job_id,
                 jobs.c.labels,
-                jobs.c.received_at,
                 jobs.c.started_at,
                 jobs.c.next_attempt_at,
                 jobs.c.worked_ms,
@@ -137,9 +134,12 @@ class Statements:
             .join(wanted, _same(attempts, wanted))
             .where(attempts.c.state.in_(["in_flight", "unknown"]))
         )
-        booked = select(usage_ledger).join(wanted, _same(usage_ledger, wanted))
-        # Two halves, each with the index that it has.
-        self.booked = union_all(booked.where(BOOKING), booked.where(CORRECTION))
+        self.booked: Select[Any] = (
+            select(usage_ledger)
+            # The job knows the time that their index begins with.
+            .join(jobs, and_(usage_ledger.c.received_at == jobs.c.received_at, _same(usage_ledger, jobs)))
+            .join(wanted, _same(jobs, wanted))
+        )
         among = select(wanted.c.tenant, wanted.c.job_id)
         self.drop_checkpoints = self._of_keys(delete(checkpoints).where(_key(checkpoints).in_(among)))
         sent = {"reply_status": text("'sent'"), "reply_due_at": None}

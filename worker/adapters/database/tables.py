@@ -25,7 +25,7 @@ from sqlalchemy import (
 
 from worker.adapters.database.types import DOCUMENT, INTEGER, ForeignText, UtcDateTime
 
-REVISION: Final = "0002"
+REVISION: Final = "0003"
 """The newest revision of the schema, which this program needs."""
 
 # Conditions of partial indexes. A query uses such an index only where it spells the
@@ -33,8 +33,6 @@ REVISION: Final = "0002"
 WAITING: Final = text("status = 'waiting'")
 RUNNING: Final = text("status = 'running'")
 OWED: Final = text("reply_status = 'pending'")
-BOOKING: Final = text("entry <> 'correction'")
-CORRECTION: Final = text("entry = 'correction'")
 
 TOKENS: Final = (
     "input_tokens",
@@ -201,6 +199,9 @@ usage_ledger: Final = Table(
     Column("id", INTEGER, Identity(), primary_key=True),
     Column("tenant", Text, nullable=False),
     Column("job_id", Text, nullable=False),
+    # When the job was received first. It is the job's, so that it leads to the rows of an attempt as
+    # the job's key does, and it grows, so that they go to the end of the index whatever the key is.
+    Column("received_at", UtcDateTime, nullable=False),
     Column("attempt_no", INTEGER, nullable=False),
     Column("entry", Text, nullable=False),
     Column("model", ForeignText, nullable=False),
@@ -227,9 +228,17 @@ usage_ledger: Final = Table(
     Column("booking", SmallInteger, server_default="1"),
     CheckConstraint("entry IN ('measured', 'estimated', 'correction')", name="entry"),
     CheckConstraint("(entry = 'correction') = (booking IS NULL)", name="booking"),
-    # What grows comes first, as in the keys of jobs: a row costs the same however many there are.
+    # What grows comes first: a row costs the same however many there are.
     Index(None, "occurred_at", "tenant"),
-    Index("uq_usage_ledger_attempt", "job_id", "tenant", "attempt_no", "booking", unique=True),
+    Index(
+        "uq_usage_ledger_attempt",
+        "received_at",
+        "job_id",
+        "tenant",
+        "attempt_no",
+        "booking",
+        unique=True,
+    ),
 )
 
 SUMMED: Final = (

@@ -29,6 +29,7 @@ class LockedJob(NamedTuple):
     tenant: str
     job_id: str
     kind: str | None
+    received_at: datetime
     status: str
     fingerprint: bytes | None
     lease_token: int | None
@@ -59,7 +60,6 @@ class Past:
     """What lies behind a job that is not fresh; loaded only for the decisions that need it."""
 
     labels: Mapping[str, str]
-    received_at: datetime
     started_at: datetime | None
     next_attempt_at: datetime | None
     worked_seconds: float
