@@ -2,12 +2,14 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from tests.support.databases import (
     NOON,
@@ -28,6 +30,7 @@ from tests.support.databases import (
 from worker.adapters.database.engine import Use, open_engine
 from worker.adapters.database.opening import Database
 from worker.adapters.database.upkeep import Upkeep
+from worker.adapters.database.write_off import WriteOff
 from worker.domain.attempt import AttemptState, Entry
 from worker.domain.budget import OverBudgetError, Purse
 from worker.domain.events import BudgetSeen, Event
@@ -69,6 +72,21 @@ async def use_up(database: Database, jobs: int) -> None:
         job, token = a_job(f"used-{number}"), a_token()
         await database.store.claim(a_claim(job, token))
         assert await database.store.finish(a_finish(job, token))
+
+
+@contextmanager
+def months_asked_for(database: Database) -> Iterator[list[str]]:
+    """Give the months that the writer locks, in the order in which it does."""
+    found: list[str] = []
+
+    def note(_c: Any, _cursor: Any, statement: str, parameters: Any, _x: Any, _many: bool) -> None:  # noqa: FBT001 (SQLAlchemy's)
+        if statement.startswith("SELECT budget_months"):
+            found.append(parameters[1])
+
+    engine = database.writer._engine.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    yield found
+    event.remove(engine, "before_cursor_execute", note)
 
 
 def claimed(result: object) -> Claimed:
@@ -160,6 +178,49 @@ class TestHolds:
         assert claimed(await database.store.claim(a_claim(a_job("late"), a_token(), at=end))).over_budget
         new = claimed(await database.store.claim(a_claim(a_job("new"), a_token(), at=start)))
         assert new.over_budget is None
+
+    @pytest.mark.parametrize("found_by", ["takeover", "waiting", "write-off"])
+    async def test_what_was_lost_is_spent_where_it_was_held(
+        self, found_by: str, database: Database, open_worker: OpenWorker, migrated_url: str
+    ) -> None:
+        """A worker dies on the last day of a month; that is the month that pays, whenever it is found."""
+        sent = datetime(2026, 11, 30, 23, 59, 59, 999_999, tzinfo=UTC)
+        job, old, found = a_job(received_at=NOON), a_token(), sent + timedelta(minutes=5)
+        async with open_worker(budgets={"acme": BUDGET}) as dying:
+            await dying.store.claim(a_claim(job, old, at=sent))
+        match found_by:
+            case "takeover":
+                await database.store.claim(a_claim(job, a_token(), at=found, intent=False))
+            case "waiting":
+                assert await database.store.wait(a_wait(job, None, at=found))
+            case _:
+                assert await database.writer.submit(WriteOff(job.key, found))
+        assert (await holds(migrated_url), await spent(migrated_url)) == ([], HELD)
+        assert await rows(migrated_url, "SELECT month FROM budget_months") == [("2026-11",)]
+        booked = "SELECT month, cost_nano_usd FROM usage_monthly"
+        assert await rows(migrated_url, booked) == [("2026-11", HELD)]
+        if found_by != "write-off":
+            for _ in range(2):
+                await database.store.progress(a_progress(job, old))
+            assert await spent(migrated_url) == COST
+            assert await rows(migrated_url, booked) == [("2026-11", COST)]
+
+    async def test_months_are_locked_in_their_order_before_anything_is_spent(
+        self, database: Database, open_worker: OpenWorker
+    ) -> None:
+        """Who settles in one month and begins in the next locks both, the older first, as all others do."""
+        sent = datetime(2026, 11, 30, 23, 59, tzinfo=UTC)
+        job, old, new = a_job(received_at=NOON), a_token(), a_token()
+        async with open_worker(budgets={"acme": BUDGET}) as dying:
+            await dying.store.claim(a_claim(job, old, at=sent))
+        with months_asked_for(database) as asked_for:
+            await database.store.claim(a_claim(job, new, at=sent + timedelta(minutes=5)))
+        # Read first, and summed up where that finds nothing; changed at the end.
+        assert list(dict.fromkeys(asked_for)) == ["2026-11", "2026-12"]
+        with months_asked_for(database) as asked_for:
+            late = a_record(job.key, ledger=a_ledger_entry(occurred_at=sent + timedelta(minutes=6)))
+            await database.store.progress(replace(a_progress(job, old), record=late))
+        assert list(dict.fromkeys(asked_for)) == ["2026-11", "2026-12"]
 
     async def test_other_tenants_pay_nothing(self, database: Database, migrated_url: str) -> None:
         """Without a budget there is neither hold nor month."""

@@ -117,6 +117,25 @@ class TestSummary:
         assert half == after != before
         assert sum(row.requests for row in after[0]) == 6
 
+    async def test_rows_for_earlier_days_are_counted_there(
+        self, database: Database, engine: AsyncEngine, migrated_url: str, tmp_path: Path
+    ) -> None:
+        """What comes to a day that was summed up, and exported, long ago is added to both."""
+        await book(database, "early")
+        await book(database, "later", occurred_at=NOON + DAY)
+        await summed_up_to(2, migrated_url, engine)
+        export = tmp_path / "ledger.csv"
+        exported = await to_csv(engine, export)
+        await book(database, "lost and found")
+        days = [("2026-11-22", 2, 240_000), ("2026-11-23", 1, 120_000)]
+        for _ in range(2):
+            found = await database.queries.usage([By.DAY])
+            assert [(row.group["day"], row.requests, row.cost_nano_usd) for row in found] == days
+            await summed_up_to(3, migrated_url, engine)
+        more = await to_csv(engine, export, resume=True)
+        assert more.startswith(exported)
+        assert more.count(b"\n") == exported.count(b"\n") + 1
+
     async def test_views_and_ledger_agree_while_workers_write(
         self, database: Database, engine: AsyncEngine, open_worker: OpenWorker, migrated_url: str
     ) -> None:

@@ -11,7 +11,7 @@ from worker.adapters.database.history import load_past
 from worker.adapters.database.sql import KEYS, keys_value
 from worker.adapters.database.statements import Statements
 from worker.adapters.database.tables import jobs
-from worker.adapters.database.work import LockedJob, Operation, Step, Writes
+from worker.adapters.database.work import LockedJob, Operation, Past, Step, Writes
 from worker.domain.budget import month_of
 from worker.domain.job import JobKey
 
@@ -50,7 +50,7 @@ class Batch:
             if (job := locked.get(operation.key)) is not None and operation.needs_past(job)
         ]
         past = await load_past(connection, self._statements, needed)
-        writes = Writes(await self._budget_book(connection, operations))
+        writes = Writes(await self._budget_book(connection, operations, past))
         results = {
             (key := operation.key): operation.apply(locked.get(key), past.get(key), writes)
             for operation in operations
@@ -59,12 +59,14 @@ class Batch:
         return results
 
     async def _budget_book(
-        self, connection: AsyncConnection, operations: Sequence[Operation[Any]]
+        self, connection: AsyncConnection, operations: Sequence[Operation[Any]], past: Mapping[JobKey, Past]
     ) -> BudgetBook:
         book = BudgetBook(self._budgets)
         mine = [operation for operation in operations if book.concerns(operation.key.tenant)]
         if mine:
-            months = {Month(one.key.tenant, month_of(at)) for one in mine for at in one.moments}
+            moments = {(one.key.tenant, at) for one in mine for at in one.moments}
+            moments |= {(key.tenant, at) for key, behind in past.items() for at in behind.moments}
+            months = {Month(tenant, month_of(at)) for tenant, at in moments}
             await book.load(connection, months, [one.key for one in mine])
         return book
 

@@ -33,7 +33,7 @@ class ClaimJob(Operation[ClaimResult]):
     @override
     def moments(self) -> tuple[datetime, ...]:
         intent = self.claim.intent
-        return (self.claim.at, intent.started_at) if intent else (self.claim.at,)
+        return (intent.started_at,) if intent else ()
 
     @override
     def new_row(self) -> Row:
@@ -248,7 +248,8 @@ def _settle(writes: Writes, job: LockedJob, attempt: OpenAttempt, past: Past, at
     writes.record_outcome(
         AttemptRecord(key=key, attempt_no=attempt.attempt_no, state=AttemptState.UNKNOWN, finished_at=at)
     )
-    entry = estimate(attempt.model, attempt.service_tier, attempt.reserved, at)
+    # When it was begun, not when it is found: that may be months later, and its hold is in that month.
+    entry = estimate(attempt.model, attempt.service_tier, attempt.reserved, attempt.started_at)
     writes.insert(
         usage_ledger,
         ledger_row(

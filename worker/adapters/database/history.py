@@ -51,6 +51,7 @@ def _attempt(row: Any) -> OpenAttempt:
         attempt_no=row.attempt_no,
         state=AttemptState(row.state),
         lease_token=row.lease_token,
+        started_at=row.started_at,
         model=row.model,
         service_tier=row.service_tier,
         account=_account(row),

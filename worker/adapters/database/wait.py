@@ -1,7 +1,6 @@
 """A job goes waiting: by the worker that holds it, or before anyone has claimed it."""
 
 from dataclasses import dataclass
-from datetime import datetime
 
 from typing_extensions import override
 
@@ -24,11 +23,6 @@ class LetWait(Operation[bool]):
     @override
     def key(self) -> JobKey:
         return self.wait.job.key
-
-    @property
-    @override
-    def moments(self) -> tuple[datetime, ...]:
-        return (self.wait.at,)
 
     @override
     def new_row(self) -> Row | None:

@@ -16,7 +16,7 @@ from worker.adapters.database.ledger import Booked, Reserved, Row, spend_of
 from worker.adapters.database.sql import KEYS, keys_value
 from worker.adapters.database.statements import OF_ATTEMPT, OF_JOB, OF_TENANT, Statements
 from worker.adapters.database.tables import attempts, requests, results, usage_ledger
-from worker.domain.attempt import Account, AttemptRecord, AttemptState
+from worker.domain.attempt import Account, AttemptRecord, AttemptState, Entry
 from worker.domain.job import JobKey
 from worker.domain.spend import Spend
 
@@ -49,6 +49,7 @@ class OpenAttempt:
     attempt_no: int
     state: AttemptState
     lease_token: int
+    started_at: datetime
     model: str
     service_tier: str | None
     account: Account
@@ -75,6 +76,12 @@ class Past:
     def spend(self) -> Spend:
         """What the job has cost so far."""
         return spend_of(self.booked)
+
+    @property
+    def moments(self) -> set[datetime]:
+        """When what may now be written off was begun, and when what may now be corrected was booked."""
+        begun = {attempt.started_at for attempt in self.open_attempts.values()}
+        return begun | {row.entry.occurred_at for row in self.booked if row.entry.entry is Entry.ESTIMATED}
 
 
 class Writes:
@@ -157,7 +164,7 @@ class Operation(ABC, Generic[ResultT]):
 
     @property
     def moments(self) -> tuple[datetime, ...]:
-        """When money is reserved or spent by it, as far as that is known before the decision."""
+        """When money is reserved or spent by it, besides what its job's past tells."""
         return ()
 
     def new_row(self) -> Row | None:

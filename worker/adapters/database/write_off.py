@@ -23,11 +23,6 @@ class WriteOff(Operation[bool]):
     def key(self) -> JobKey:
         return self.job
 
-    @property
-    @override
-    def moments(self) -> tuple[datetime, ...]:
-        return (self.at,)
-
     @override
     def needs_past(self, job: LockedJob) -> bool:
         return True
