@@ -199,11 +199,10 @@ class TestHolds:
         assert await rows(migrated_url, "SELECT month FROM budget_months") == [("2026-11",)]
         booked = "SELECT month, cost_nano_usd FROM usage_monthly"
         assert await rows(migrated_url, booked) == [("2026-11", HELD)]
-        if found_by != "write-off":
-            for _ in range(2):
-                await database.store.progress(a_progress(job, old))
-            assert await spent(migrated_url) == COST
-            assert await rows(migrated_url, booked) == [("2026-11", COST)]
+        for _ in range(2):
+            await database.store.progress(a_progress(job, old))
+        assert await spent(migrated_url) == COST
+        assert await rows(migrated_url, booked) == [("2026-11", COST)]
 
     async def test_months_are_locked_in_their_order_before_anything_is_spent(
         self, database: Database, open_worker: OpenWorker
@@ -347,6 +346,34 @@ class TestUpkeep:
         assert (await holds(migrated_url), await spent(migrated_url)) == ([], 2 * HELD)
         assert await rows(migrated_url, "SELECT DISTINCT state FROM attempts") == [("unknown",)]
         assert await rows(migrated_url, "SELECT DISTINCT entry FROM usage_ledger") == [(Entry.ESTIMATED,)]
+
+    @pytest.mark.parametrize("then", ["goes on", "ends"])
+    async def test_who_wakes_up_after_the_sweep_goes_on_and_its_outcome_counts(
+        self, then: str, open_worker: OpenWorker, database: Database, migrated_url: str
+    ) -> None:
+        """A worker taken for dead, whose job nobody took over, ends it; the estimate is taken back."""
+        job, token = a_job(), a_token()
+        async with open_worker(budgets={"acme": BUDGET}) as stalled:
+            await stalled.store.claim(a_claim(job, token))
+        assert await asked(migrated_url, database, Upkeep.write_off) == 1
+        for _ in range(2):
+            if then == "ends":
+                assert await database.store.finish(a_finish(job, token))
+            else:
+                assert await database.store.progress(a_progress(job, token, checkpoint=b"state"))
+        assert (await holds(migrated_url), await spent(migrated_url)) == ([], COST)
+        entries = "SELECT entry, cost_nano_usd FROM usage_ledger ORDER BY id"
+        assert await rows(migrated_url, entries) == [
+            ("estimated", HELD),
+            ("correction", -HELD),
+            ("correction", COST),
+        ]
+        assert await rows(migrated_url, "SELECT state FROM attempts") == [("succeeded",)]
+        if then == "goes on":
+            await database.store.next_attempt(a_next_attempt(job, token, 2))
+            assert await database.store.finish(a_finish(job, token, 2))
+        assert await rows(migrated_url, "SELECT status FROM jobs") == [("succeeded",)]
+        assert await spent(migrated_url) == COST * (1 if then == "ends" else 2)
 
     async def test_warns_once_a_month(self, database: Database, migrated_url: str) -> None:
         """At 80 % operators are told, by one worker and once."""

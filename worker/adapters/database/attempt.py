@@ -76,15 +76,15 @@ class RecordProgress(Operation[bool]):
 
     @override
     def needs_past(self, job: LockedJob) -> bool:
-        return not holds(job, self.progress.lease_token)
+        return not holds(job, self.progress.lease_token) or written_off(job, self.progress.record)
 
     @override
     def apply(self, job: LockedJob | None, past: Past | None, writes: Writes) -> bool:
         progress = self.progress
-        if job is None or past is not None:
+        if job is None or not holds(job, progress.lease_token):
             record_late(writes, job, past, progress.record)
             return False
-        record_on_time(writes, job, progress.record)
+        record_held(writes, job, past, progress.record)
         if progress.checkpoint is not None:
             writes.save_checkpoint(self.key, progress.checkpoint)
             writes.update_job(self.key, step_attempts=0)
@@ -101,10 +101,17 @@ def holds(job: LockedJob, lease_token: int) -> bool:
     return job.status == JobStatus.RUNNING and job.lease_token == lease_token
 
 
-def record_on_time(writes: Writes, job: LockedJob, record: AttemptRecord) -> None:
-    """Write an outcome under a claim that holds."""
-    writes.record_outcome(record)
-    _book(writes, job, record)
+def written_off(job: LockedJob, record: AttemptRecord) -> bool:
+    """Whether the attempt was written off, its worker being taken for dead, and its claim left."""
+    return record.attempt_no <= job.written_off
+
+
+def record_held(writes: Writes, job: LockedJob, past: Past | None, record: AttemptRecord) -> None:
+    """Write an outcome under a claim that holds; `past` where it was written off."""
+    if past is None:
+        _record(writes, job, record)
+    else:
+        record_late(writes, job, past, record)
 
 
 def record_late(writes: Writes, job: LockedJob | None, past: Past | None, record: AttemptRecord) -> None:
@@ -116,12 +123,17 @@ def record_late(writes: Writes, job: LockedJob | None, past: Past | None, record
     booked = [row for row in past.booked if row.attempt_no == record.attempt_no]
     guess = next((row for row in booked if row.entry.entry is Entry.ESTIMATED), None)
     if guess is None:
-        record_on_time(writes, job, record)
+        _record(writes, job, record)
     elif record.state is not AttemptState.UNKNOWN:
         writes.record_outcome(record)
         guess = with_corrections(guess, (row for row in booked if row is not guess))
         for row in correction_rows(record.key, job.kind, guess, record):
             writes.insert(usage_ledger, row)
+
+
+def _record(writes: Writes, job: LockedJob, record: AttemptRecord) -> None:
+    writes.record_outcome(record)
+    _book(writes, job, record)
 
 
 def _book(writes: Writes, job: LockedJob | None, record: AttemptRecord) -> None:

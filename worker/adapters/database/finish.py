@@ -6,7 +6,7 @@ from typing import Final
 
 from typing_extensions import override
 
-from worker.adapters.database.attempt import holds, moments_of, record_late, record_on_time
+from worker.adapters.database.attempt import holds, moments_of, record_held, record_late, written_off
 from worker.adapters.database.tables import results
 from worker.adapters.database.work import LockedJob, Operation, Past, Writes
 from worker.domain.claims import JobStatus
@@ -35,7 +35,8 @@ class FinishJob(Operation[bool]):
 
     @override
     def needs_past(self, job: LockedJob) -> bool:
-        return self.finish.record is not None and not self._ours(job)
+        record = self.finish.record
+        return record is not None and (not self._ours(job) or written_off(job, record))
 
     @override
     def apply(self, job: LockedJob | None, past: Past | None, writes: Writes) -> bool:
@@ -46,7 +47,7 @@ class FinishJob(Operation[bool]):
             return False
         if holds(job, self.finish.lease_token):
             if record is not None:
-                record_on_time(writes, job, record)
+                record_held(writes, job, past, record)
             self._write(job, writes)
         return True
 

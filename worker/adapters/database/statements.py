@@ -56,6 +56,7 @@ LOCKED: Final = (
     jobs.c.attempts,
     jobs.c.step_attempts,
     jobs.c.takeovers,
+    jobs.c.written_off,
     jobs.c.cancel_requested_at.is_not(None).label("cancel_requested"),
     jobs.c.reply_status,
     jobs.c.reply_id,

@@ -25,7 +25,7 @@ from sqlalchemy import (
 
 from worker.adapters.database.types import DOCUMENT, INTEGER, ForeignText, UtcDateTime
 
-REVISION: Final = "0003"
+REVISION: Final = "0004"
 """The newest revision of the schema, which this program needs."""
 
 # Conditions of partial indexes. A query uses such an index only where it spells the
@@ -108,6 +108,8 @@ jobs: Final = Table(
     _count("takeovers"),
     _count("worked_ms"),
     _count("step_attempts"),
+    # Attempts up to this number were written off while their claim stayed.
+    _count("written_off"),
     Column("next_attempt_at", UtcDateTime),
     Column("waiting_for", ForeignText),
     Column("cancel_requested_at", UtcDateTime),

@@ -36,6 +36,7 @@ class LockedJob(NamedTuple):
     attempts: int
     step_attempts: int
     takeovers: int
+    written_off: int
     cancel_requested: bool
     reply_status: str
     reply_id: str | None

@@ -40,5 +40,8 @@ class WriteOff(Operation[bool]):
             if attempt.state is AttemptState.IN_FLIGHT
         ]
         settle_unknown(writes, job, past, self.at)
+        if in_flight:
+            # Its worker may wake up and go on, since nobody has taken the claim.
+            writes.update_job(self.job, written_off=max(in_flight))
         writes.budgets.drop_others(self.job, in_flight)
         return True
