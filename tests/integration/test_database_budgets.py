@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -29,11 +30,14 @@ from tests.support.databases import (
 )
 from worker.adapters.database.engine import Use, open_engine
 from worker.adapters.database.opening import Database
+from worker.adapters.database.reports import UsageFilter
+from worker.adapters.database.repricing import Repricing
 from worker.adapters.database.upkeep import Upkeep
 from worker.adapters.database.write_off import WriteOff
 from worker.domain.attempt import AttemptState, Entry
 from worker.domain.budget import OverBudgetError, Purse
 from worker.domain.events import BudgetSeen, Event
+from worker.domain.prices import PriceList
 from worker.ports import Claim, Claimed
 
 BUDGET = 1_000_000
@@ -393,6 +397,37 @@ class TestUpkeep:
             (True, 800_000),
             (False, 800_000),
         ]
+
+    async def test_tells_of_answers_that_nobody_can_price(
+        self, database: Database, migrated_url: str
+    ) -> None:
+        """They count for nothing until they are priced; each worker says once that some are missing."""
+        now, job, token = database.clock.now(), a_job(), a_token()
+        await database.store.claim(a_claim(job, token, at=now))
+        unknown = a_ledger_entry(model="gpt-7", cost_nano_usd=None, prices=None, occurred_at=now)
+        assert await database.store.finish(a_finish(job, token, record=a_record(job.key, ledger=unknown)))
+        assert (await holds(migrated_url), await spent(migrated_url)) == ([], 0)
+        events = Events()
+        async with looked_after(migrated_url, database, events) as upkeep:
+            for _ in range(2):
+                await upkeep.look_after_budgets()
+            prices = PriceList(
+                input=Decimal(1),
+                cached_input=Decimal(1),
+                cache_write=Decimal(1),
+                output=Decimal(2),
+                source="new",
+            )
+            async for _ in Repricing(upkeep._engine, lambda *_: prices).run(UsageFilter(), apply=True):
+                pass
+            await upkeep.look_after_budgets()
+        seen = [one for one in events.seen if isinstance(one, BudgetSeen)]
+        assert [(one.incomplete, one.unpriced_requests, one.spent_nano_usd) for one in seen] == [
+            (True, 1, 0),
+            (False, 1, 0),
+            (False, 0, COST),
+        ]
+        assert await spent(migrated_url) == COST
 
     async def test_a_warning_outlives_the_worker_that_gives_it(
         self, database: Database, migrated_url: str

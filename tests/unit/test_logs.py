@@ -114,6 +114,8 @@ EVENTS: list[tuple[Event, str, str]] = [
     (ServerTrouble(server="rabbitmq", up=False, error="connection refused"), "error", "server is away"),
     (ServerTrouble(server="rabbitmq", up=True), "info", "server is back"),
     (BudgetSeen(warn=True, **BUDGET), "warning", "budget nearly spent"),
+    (BudgetSeen(warn=True, incomplete=True, **BUDGET), "warning", "budget nearly spent"),
+    (BudgetSeen(warn=False, incomplete=True, **BUDGET), "warning", "budget incomplete"),
     (BudgetSeen(warn=False, **BUDGET), "debug", "budget seen"),
     (CredentialsClosed(account="default", reason="invalid_api_key"), "error", "credentials closed"),
     (broken(), "error", "broken"),

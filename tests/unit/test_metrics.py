@@ -72,7 +72,12 @@ def samples(metrics: Metrics) -> dict[str, float]:
 
 
 NEARLY_SPENT = BudgetSeen(
-    tenant="acme", month="2026-11", budget_nano_usd=2_000_000_000, spent_nano_usd=1_750_000_000, warn=True
+    tenant="acme",
+    month="2026-11",
+    budget_nano_usd=2_000_000_000,
+    spent_nano_usd=1_750_000_000,
+    warn=True,
+    unpriced_requests=3,
 )
 COUNTED: list[tuple[Event, str, float]] = [
     (FINISHED, "jobs_total{error_code=timeout,kind=tool,status=failed}", 1),
@@ -94,6 +99,7 @@ COUNTED: list[tuple[Event, str, float]] = [
     (ServerTrouble(server="rabbitmq", up=False), "server_up{server=rabbitmq}", 0),
     (NEARLY_SPENT, "budget_usd{tenant=acme}", 2),
     (NEARLY_SPENT, "budget_spent_usd{tenant=acme}", 1.75),
+    (NEARLY_SPENT, "budget_unpriced_requests{tenant=acme}", 3),
     (NEARLY_SPENT, "budget_warnings_total{tenant=acme}", 1),
     (CredentialsClosed(account="default", reason="x"), "credentials_closed_total{account=default}", 1),
     (Broken(key=None, where="job", error=ValueError()), "broken_total{where=job}", 1),

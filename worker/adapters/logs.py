@@ -91,8 +91,8 @@ def _level(event: Event) -> int:  # noqa: PLR0911 - one flat case for each level
             return logging.WARNING if what == "undeliverable" else logging.INFO
         case ServerTrouble(up=up):
             return logging.INFO if up else logging.ERROR
-        case BudgetSeen(warn=warn):
-            return logging.WARNING if warn else logging.DEBUG
+        case BudgetSeen(warn=warn, incomplete=incomplete):
+            return logging.WARNING if warn or incomplete else logging.DEBUG
         case CredentialsClosed() | Broken():
             return logging.ERROR
         case _:
@@ -131,11 +131,13 @@ def _line(event: Event) -> tuple[str, dict[str, Any]]:  # noqa: C901, PLR0911 - 
         case CredentialsClosed():
             return "credentials closed", {"credentials": event.account, "reason": event.reason}
         case BudgetSeen():
-            return ("budget nearly spent" if event.warn else "budget seen"), {
+            seen = "budget incomplete" if event.incomplete else "budget seen"
+            return ("budget nearly spent" if event.warn else seen), {
                 "tenant": event.tenant,
                 "month": event.month,
                 "budget_usd": event.budget_nano_usd / NANO,
                 "spent_usd": event.spent_nano_usd / NANO,
+                "unpriced_requests": event.unpriced_requests or None,
             }
         case Broken():
             return "broken", _key(event.key) | {"where": event.where} | describe_error(event.error)

@@ -86,6 +86,11 @@ class Metrics:
         self._closed = counter("credentials_closed", "Times OpenAI refused the credentials", ["account"])
         self._budget = gauge("budget_usd", "US dollars that a tenant may spend this month", ["tenant"])
         self._budget_spent = gauge("budget_spent_usd", "US dollars spent of it", ["tenant"])
+        self._budget_unpriced = gauge(
+            "budget_unpriced_requests",
+            "Requests of this month that are not in it for want of a price",
+            ["tenant"],
+        )
         self._budget_warnings = counter(
             "budget_warnings", "Months in which a budget came near its end", ["tenant"]
         )
@@ -126,6 +131,7 @@ class Metrics:
             case BudgetSeen():
                 self._budget.labels(event.tenant).set(event.budget_nano_usd / NANO)
                 self._budget_spent.labels(event.tenant).set(event.spent_nano_usd / NANO)
+                self._budget_unpriced.labels(event.tenant).set(event.unpriced_requests)
                 self._budget_warnings.labels(event.tenant).inc(event.warn)
             case Broken():
                 self._broken.labels(event.where).inc()

@@ -95,13 +95,19 @@ class CredentialsClosed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetSeen:
-    """How a tenant's month stands, in 10⁻⁹ US dollars. `warn`: for the first time near or past its end."""
+    """How a tenant's month stands, in 10⁻⁹ US dollars.
+
+    `warn`: for the first time near or past its end. `incomplete`: for the first time, as far as
+    this process knows, with requests that nobody can price, which count for nothing until then.
+    """
 
     tenant: str
     month: str
     budget_nano_usd: int
     spent_nano_usd: int
     warn: bool
+    unpriced_requests: int = 0
+    incomplete: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ class Standing(NamedTuple):
     spent: int = 0
     counted: int | None = None
     warned: bool = False
+    unpriced: int = 0
 
 
 class Hold(NamedTuple):
@@ -149,13 +150,21 @@ async def standings(connection: AsyncConnection, month: str, tenants: Collection
     row = budget_months.c
     mine = (row.tenant == booked.tenant) & (row.month == month)
     found = (
-        select(booked.tenant, func.sum(booked.cost_nano_usd), row.spent_nano_usd, row.warned_at)
+        select(
+            booked.tenant,
+            func.sum(booked.cost_nano_usd),
+            row.spent_nano_usd,
+            row.warned_at,
+            func.sum(booked.unpriced_requests),
+        )
         .select_from(outerjoin(booked.tenant.table, budget_months, mine))
         .group_by(booked.tenant, row.spent_nano_usd, row.warned_at)
     )
     return {
-        tenant: Standing(spent=int(spent or 0), counted=counted, warned=warned is not None)
-        for tenant, spent, counted, warned in await connection.execute(found)
+        tenant: Standing(
+            spent=int(spent or 0), counted=counted, warned=warned is not None, unpriced=int(unpriced)
+        )
+        for tenant, spent, counted, warned, unpriced in await connection.execute(found)
     }
 
 

@@ -49,6 +49,7 @@ class Upkeep:
         self._clock: Clock = database.clock
         self._summary = Summary(engine)
         self._retention = Retention(engine)
+        self._incomplete: set[Month] = set()
         self._next_erasure = self._clock.monotonic() + random.uniform(10, 600)  # noqa: S311 spreads workers
 
     async def keep(self) -> None:
@@ -79,13 +80,13 @@ class Upkeep:
         async with reading(self._engine) as connection:
             found = await standings(connection, month_of(now), self._budgets)
         for tenant, budget in sorted(self._budgets.items()):
-            seen = found.get(tenant, Standing())
+            month, seen = Month(tenant, month_of(now)), found.get(tenant, Standing())
             purse = Purse(budget=budget, spent=seen.spent, held=0)
             # Without a lock, which is for those few whose row has to change.
             if seen.counted not in {None, seen.spent} or (purse.warns and not seen.warned):
-                await self._put_right(Month(tenant, month_of(now)), now)
+                await self._put_right(month, now, seen.unpriced)
             else:
-                self._tell(Month(tenant, month_of(now)), purse)
+                self._tell(month, purse, seen.unpriced)
 
     async def write_off(self) -> int:
         """End the holds that dead workers left; return the number of their jobs."""
@@ -111,7 +112,7 @@ class Upkeep:
         ages = {_TABLES[name]: now - timedelta(days=days) for name, days in self._keep_days.items()}
         return await self._retention.expire(ages)
 
-    async def _put_right(self, month: Month, now: datetime) -> None:
+    async def _put_right(self, month: Month, now: datetime, unpriced: int) -> None:
         mine = (budget_months.c.tenant == month.tenant, budget_months.c.month == month.month)
         async with self._engine.begin() as connection:
             await lock_month(connection, month)
@@ -123,9 +124,14 @@ class Upkeep:
             columns = {"spent_nano_usd": spent} | ({"warned_at": now} if warn else {})
             await connection.execute(update(budget_months).where(*mine).values(columns))
             # Before it is durable: who dies in between has it told twice, rather than never.
-            self._tell(month, purse, warn=warn)
+            self._tell(month, purse, unpriced, warn=warn)
 
-    def _tell(self, month: Month, purse: Purse, *, warn: bool = False) -> None:
+    def _tell(self, month: Month, purse: Purse, unpriced: int, *, warn: bool = False) -> None:
+        incomplete = unpriced > 0 and month not in self._incomplete
+        if unpriced:
+            self._incomplete.add(month)
+        else:
+            self._incomplete.discard(month)
         self._observer(
             BudgetSeen(
                 tenant=month.tenant,
@@ -133,6 +139,8 @@ class Upkeep:
                 budget_nano_usd=purse.budget,
                 spent_nano_usd=purse.spent,
                 warn=warn,
+                unpriced_requests=unpriced,
+                incomplete=incomplete,
             )
         )
 
