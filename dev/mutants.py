@@ -149,8 +149,8 @@ MUTANTS = (
         edits=[
             (
                 "worker/domain/prices.py",
-                "_half_even(sum(count * _pico(price) for count, price in lines))",
-                "round(sum(count * float(price) for count, price in lines) * 1000)",
+                "_half_even(sum(count * price for count, price in lines))",
+                "round(sum(count * (price / 1e12) for count, price in lines) * 1000)",
             )
         ],
         tests=["tests/unit/test_prices.py"],
