@@ -33,7 +33,10 @@ class Journal:
         self._job = job
         self._services = services
         self._pending: AttemptRecord | None = None
-        self._upper_bound: LedgerEntry | None = None
+        self._sent: Intent | None = None
+        """Of the last request that has left."""
+        self._open = False
+        """Whether nothing is known yet of what became of it."""
         self._spend_before: Spend = claimed.spend
 
     async def open_attempt(self, request: Mapping[str, Any], reserve: Usage) -> Intent:
@@ -52,8 +55,7 @@ class Journal:
 
     def left(self, intent: Intent) -> None:
         """Note that the request is about to leave: however this ends, it may be at OpenAI and billed."""
-        ledger = self._upper_bound = estimated(intent, self._services.clock.now())
-        self._pending = self._record(AttemptState.UNKNOWN, ledger, error_code="interrupted")
+        self._sent, self._open = intent, True
 
     def answered(self, intent: Intent, answer: Answer, request_id: str | None) -> None:
         """Note an answer."""
@@ -66,7 +68,7 @@ class Journal:
         failure = verdict.failure
         self._pending = self._record(
             verdict.state,
-            estimated(intent, self._services.clock.now()) if verdict.maybe_billed else None,
+            self._upper_bound(intent) if verdict.maybe_billed else None,
             http_status=failure.http_status,
             error_code=failure.openai_code or failure.code.value,
             request_id=failure.openai_request_id,
@@ -79,6 +81,10 @@ class Journal:
 
     def take(self) -> AttemptRecord | None:
         """Return the outcome that the next commit must contain; from here on it counts as spent."""
+        if self._open and self._sent is not None:
+            self._pending = self._record(
+                AttemptState.UNKNOWN, self._upper_bound(self._sent), error_code="interrupted"
+            )
         record, self._pending = self._pending, None
         self._spend_before = self.spend
         if record is not None and record.ledger is not None:
@@ -88,11 +94,12 @@ class Journal:
     def doubt(self, record: AttemptRecord | None) -> None:
         """Take back an outcome that cannot be written: what is left of it is that money may be spent."""
         self.spend = self._spend_before
-        if record is None or record.ledger is None:
+        if record is None or record.ledger is None or self._sent is None:
             self._pending = record
         else:
+            ledger = self._upper_bound(self._sent)
             self._pending = replace(
-                record, state=AttemptState.UNKNOWN, error_code="not_stored", ledger=self._upper_bound
+                record, state=AttemptState.UNKNOWN, error_code="not_stored", ledger=ledger
             )
 
     async def write(self, checkpoint: bytes | None = None) -> None:
@@ -105,6 +112,9 @@ class Journal:
         if not await self._services.store.progress(progress):
             raise LostClaimError
 
+    def _upper_bound(self, intent: Intent) -> LedgerEntry:
+        return estimated(intent, self._services.clock.now())
+
     def _record(
         self,
         state: AttemptState,
@@ -114,6 +124,7 @@ class Journal:
         error_code: str | None = None,
         request_id: str | None = None,
     ) -> AttemptRecord:
+        self._open = False
         return AttemptRecord(
             key=self._job.key,
             attempt_no=self.attempt_no,
