@@ -253,7 +253,7 @@ class OpenAI(Protocol):
     """OpenAI, one request a call: no retries, no interpretation."""
 
     async def send(self, call: Call) -> Outcome:
-        """Send and read to the end. Raises only CancelledError."""
+        """Send and read to the end, in `call.timeout` seconds. Raises only CancelledError."""
 
 
 class PriceBook(Protocol):

@@ -30,11 +30,11 @@ async def test_the_budget_ends_the_work() -> None:
     """Work that outlasts its time is cut off, and no more can begin."""
     work = WorkTime(0.02)
     with pytest.raises(TimeoutError):
-        async with work.spending():
+        async with work.spending(bounded=True):
             await asyncio.Event().wait()
     assert work.left <= 0
     with pytest.raises(TimeoutError):
-        async with work.spending():
+        async with work.spending(bounded=True):
             await asyncio.Event().wait()
 
 

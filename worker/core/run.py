@@ -90,7 +90,7 @@ class JobRun(Steps):
 
     @override
     def working(self) -> AbstractAsyncContextManager[None]:
-        return self.work.spending()
+        return self.work.spending(bounded=True)
 
     def forgo(self) -> None:
         """Give the first permit back unused: the job ends or stops before its request."""
@@ -125,11 +125,8 @@ class JobRun(Steps):
         seconds = max(self.work.left, 0.001)
         call = Call(kind=self.job.kind, body=body, account=self.journal.account, timeout=seconds)
         self.journal.left(intent)
-        try:
-            async with self.work.spending():
-                return await self._services.openai.send(call)
-        except TimeoutError:
-            return Lost(sent=True, timed_out=True, message=f"no complete answer within {seconds:.0f} s")
+        async with self.work.spending():
+            return await self._services.openai.send(call)
 
     def _judge(self, outcome: Outcome) -> Answer | Verdict:
         match outcome:

@@ -34,13 +34,16 @@ class WorkTime:
             raise StoppedError
 
     @contextlib.asynccontextmanager
-    async def spending(self) -> AsyncIterator[None]:
-        """Count what happens inside as work. Raises StoppedError; TimeoutError when the budget is spent."""
+    async def spending(self, *, bounded: bool = False) -> AsyncIterator[None]:
+        """Count what happens inside as work. Raises StoppedError.
+
+        With `bounded`, raises TimeoutError when the budget is spent; else what is inside ends by then itself.
+        """
         self.check()
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            async with asyncio.timeout(max(self.left, 0)) as self._scope:
+            async with asyncio.timeout(max(self.left, 0) if bounded else None) as self._scope:
                 yield
         except TimeoutError:
             self.check()
