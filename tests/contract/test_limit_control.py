@@ -2,7 +2,7 @@
 
 from tests.support.databases import OpenWorker
 from worker.adapters.database.opening import open_limits
-from worker.domain.bucket import Draw
+from worker.domain.bucket import Draw, Size
 from worker.domain.quota import Exchange, MeterOrder, Order
 
 
@@ -24,14 +24,15 @@ def an_order(units: float = 0.0, *, close: float = 0.0) -> Order:
 async def test_what_is_shown(open_worker: OpenWorker) -> None:
     """Limit, level, what runs and waits over all workers, and when a new request could start."""
     async with open_worker() as one, open_worker() as other:
-        await one.quota.exchange(Exchange(orders=[an_order(1050)]))
+        size = Size(6000)
+        await one.quota.exchange(Exchange(orders=[an_order(1000 + size.burst)]))
         await other.quota.exchange(Exchange(orders=[an_order()]))
         ((row,), accounts) = await one.queries.limits()
         assert (row.account, row.name, row.tokens_limit, row.requests_limit) == ("main", "m", 6000, None)
         assert (row.waiting, row.running, row.reserved, row.learned_from) == (6, 4, 1000, "settings")
         assert row.tokens_level is not None
         assert -1000 <= row.tokens_level <= -800
-        assert 8 <= row.wait_seconds <= 10
+        assert 800 / size.rate <= row.wait_seconds <= 1000 / size.rate
         assert row.concerns("m")
         assert not row.concerns("n")
         assert accounts == []

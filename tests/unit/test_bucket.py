@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.bucket import Bucket
-from worker.domain.bucket import TRICKLE, Draw, Opening, Size, drift_told, starts
+from worker.domain.bucket import TRICKLE, UP_PER_SECOND, Draw, Opening, Size, drift_told, starts
 
 _CHUNK = st.tuples(
     st.floats(0, 5),  # seconds since the last draw
@@ -75,7 +75,7 @@ def test_a_clock_that_goes_back_adds_nothing() -> None:
     size = Size(60)
     bucket = Bucket(-10.0, 100.0).drawn(size, 50.0, Draw())
     assert (bucket.level, bucket.at) == (-10.0, 50.0)
-    assert bucket.drawn(size, 55.0, Draw()).level == -5.0
+    assert bucket.drawn(size, 55.0, Draw()).level == -10.0 + 5 * size.rate
 
 
 def test_giving_back_never_overfills() -> None:
@@ -88,7 +88,7 @@ def test_a_dead_worker_costs_its_chunk() -> None:
     """What it had drawn heals by refill, and nothing else has to be done."""
     size = Size(600, 5)
     bucket = Bucket(0.0, 0.0).drawn(size, 0.0, Draw(units=3))
-    assert bucket.drawn(size, 0.3, Draw()).level == 0
+    assert bucket.drawn(size, 3 / size.rate, Draw()).level == 0
 
 
 @given(drift=st.floats(-1e5, 1e5), gap=st.floats(-1e5, 1e5), limit=st.floats(60, 1e5))
@@ -103,9 +103,10 @@ def test_corrections_come_down_at_once_and_up_slowly() -> None:
     """A burst that was not expected is worse than a second's delay."""
     size = Size(600)
     down = Bucket(0.0, 0.0).drawn(size, 1.0, Draw(drift=-300, weight=1))
-    assert (down.level, down.drift) == (10 - 300, -300)
+    assert (down.level, down.drift) == (size.rate - 300, -300)
     up = Bucket(-300.0, 0.0).drawn(size, 1.0, Draw(drift=300, weight=1))
-    assert (up.level, up.drift) == (-300 + 10 + 2, 2)
+    raised = UP_PER_SECOND * size.rate
+    assert (up.level, up.drift) == (-300 + size.rate + raised, raised)
 
 
 _OPENING = st.builds(Opening, closed=st.floats(-100, 100), gentle=st.floats(-100, 200))

@@ -16,7 +16,7 @@ from worker.core.limiter import SharedLimiter
 from worker.core.limits import Limit, LimitBook, Need, Permit
 from worker.core.line import Line, Waiter
 from worker.domain.attempt import Account
-from worker.domain.bucket import GENTLE_SECONDS, LONGEST_GENTLE, OPEN, Opening, Size, starts
+from worker.domain.bucket import GENTLE_SECONDS, LONGEST_GENTLE, OPEN, TRICKLE, Opening, Size, starts
 from worker.domain.job import JobKey
 from worker.domain.quota import Grant, MeterGrant
 
@@ -147,9 +147,9 @@ def test_while_it_trickles_one_request_tries() -> None:
     """Small requests start far apart at first, then at the rate."""
     size, opening = Size(600, 5), Opening(0.0, GENTLE_SECONDS)
     found = starts(size, 0.0, [1.0] * 20, opening)
-    assert found[0] == pytest.approx(1 / 0.3)
+    assert found[0] == pytest.approx(1 / (TRICKLE * size.rate))
     assert found[1] > GENTLE_SECONDS
-    assert found[11] - found[1] == pytest.approx(1.0)
+    assert found[11] - found[1] == pytest.approx(10 / size.rate)
 
 
 class TestLateStart:

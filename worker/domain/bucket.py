@@ -12,6 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+USED: Final = 0.99
+"""The part of a limit that is used, so that what is lost comes back: a second's worth in 100 s.
+
+At exactly the limit as much would flow into OpenAI's bucket as out of it. What it cannot hold
+while requests are held up (a slow disk, a busy machine), or what its clock is slower than ours,
+would be missing for good, until a limit that is kept by the second refuses a request.
+"""
 HANDFUL: Final = 5.0
 """Requests that may go at once, however low the limit a minute."""
 _BURST_SECONDS: Final = 0.5
@@ -47,7 +54,7 @@ class Size:
     """Units of the true bucket that lie below the shared level's zero."""
 
     def __post_init__(self) -> None:
-        rate = self.limit / 60
+        rate = USED * self.limit / 60
         burst = min(self.limit, max(self.handful, _BURST_SECONDS * rate))
         slack = _SLACK_SECONDS * rate
         values = {"rate": rate, "burst": burst, "slack": slack, "floor": max(0.0, self.limit - burst - slack)}
@@ -124,12 +131,14 @@ def drift_told(size: Size, drift: float, gaps: Sequence[float]) -> float | None:
     counts differently: two readings can be compared by it. `gaps` are OpenAI's
     remaining units beyond those expected with no drift at all. OpenAI may have a
     little more than we think (that is the slack), or much less (that is the stock
-    that an even flow never uses): only beyond these we follow.
+    that an even flow never uses): only beyond these we follow. With a line the level is
+    at zero while OpenAI's bucket may be full, which says nothing (that is the burst):
+    followed, it would give away the margin that an even flow leaves.
     """
     if not gaps:
         return None
     gap = sum(gaps) / len(gaps)
-    low, high = gap - size.slack, gap + _TOLERATED * size.floor
+    low, high = gap - size.slack - size.burst, gap + _TOLERATED * size.floor
     if drift < low:
         return low
     return high if drift > high else None
