@@ -78,5 +78,5 @@ class Batch:
         rows.sort(key=lambda row: (row["tenant"], row["job_id"]))
         keys = {KEYS: keys_value([operation.key for operation in operations])}
         calls = [*self._statements.insert[jobs].calls(rows), *self._statements.lock.calls([keys])]
-        locked = map(LockedJob._make, self._statements.lock.read(await run(connection, calls)))
+        locked = map(LockedJob._make, await run(connection, calls))
         return {JobKey(job.tenant, job.job_id): job for job in locked}

@@ -52,7 +52,6 @@ class Bulk:
         self._arrays = arrays
         self._selects = selects
         self._compiled: dict[Columns, _Compiled] = {}
-        self._readers: Sequence[tuple[int, _Processor]] = ()
 
     def calls(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Call]:
         """Yield what runs it on these rows, in their order."""
@@ -67,27 +66,15 @@ class Bulk:
     def _compile(self, columns: Columns) -> "_Compiled":
         # The columns of arrays are in the statement already.
         keys = None if self._arrays else list(columns)
-        statement = self._build(columns)
-        compiled = statement.compile(dialect=self._dialect, column_keys=keys)
-        if self._selects:
-            readers = [_reader(column.type, self._dialect) for column in statement.selected_columns]
-            self._readers = _known(readers)
+        compiled = self._build(columns).compile(dialect=self._dialect, column_keys=keys)
         names: Sequence[str] = compiled.positiontup
         processors = [_processor(self._kinds.get(name), self._dialect) for name in names]
         return _Compiled(
             compiled.string,
             names,
-            _known(processors),
+            [(place, processor) for place, processor in enumerate(processors) if processor is not None],
             {name: value for name, value in compiled.params.items() if name not in columns},
         )
-
-    def read(self, found: Sequence[Sequence[Any]]) -> Iterator[list[Any]]:
-        """Yield rows as the types of a select have them, from what the driver found."""
-        for row in found:
-            values = list(row)
-            for place, processor in self._readers:
-                values[place] = processor(values[place])
-            yield values
 
 
 class _Compiled:
@@ -118,22 +105,14 @@ def _processor(kind: TypeEngine[Any] | None, dialect: Dialect) -> _Processor | N
     return None if kind is None else kind.dialect_impl(dialect).bind_processor(dialect)
 
 
-def _reader(kind: TypeEngine[Any], dialect: Dialect) -> _Processor | None:
-    return kind.dialect_impl(dialect).result_processor(dialect, None)
-
-
-def _known(processors: Sequence[_Processor | None]) -> list[tuple[int, _Processor]]:
-    return [(place, processor) for place, processor in enumerate(processors) if processor is not None]
-
-
 async def run(connection: AsyncConnection, calls: Sequence[Call]) -> list[tuple[Any, ...]]:
     """Run them in order, in the connection's transaction; return what the last select finds."""
     if not calls:
         return []
     if connection.dialect.name != "sqlite":
         return await connection.run_sync(_run, calls)
-    driver = (await connection.get_raw_connection()).driver_connection
-    assert driver is not None  # noqa: S101  for the type checker: it is connected
+    assert connection.sync_connection is not None  # noqa: S101  for the type checker: it is connected
+    driver: Any = connection.sync_connection.connection.driver_connection
     # Its own way to run something in its thread; through its cursors each step takes one turn or more.
     found: list[tuple[Any, ...]] = await driver._execute(_run_sqlite, driver._conn, calls)  # noqa: SLF001
     return found

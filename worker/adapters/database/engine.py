@@ -155,4 +155,7 @@ def _begin(connection: Connection) -> None:
     # A transaction that reads before it writes fails at once when another has written in
     # between, whatever the timeout: so writers take their turn at the start.
     read_only = connection.get_execution_options()[_READ_ONLY]
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    begin = "BEGIN" if read_only else "BEGIN IMMEDIATE"
+    # Straight to the driver: a cursor would go to its thread and back three times.
+    driver: Any = connection.connection.dbapi_connection
+    driver.run_async(lambda its: its.execute(begin))

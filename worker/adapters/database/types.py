@@ -43,6 +43,11 @@ def _spelled(value: datetime | None) -> str | None:
     return (value if value.tzinfo is UTC else value.astimezone(UTC)).isoformat(" ", "microseconds")[:-6]
 
 
+def utc_of(stored: datetime | str) -> datetime:
+    """Return a time from what a driver found."""
+    return stored if isinstance(stored, datetime) else datetime.fromisoformat(stored).replace(tzinfo=UTC)
+
+
 class ForeignText(TypeDecorator[str]):
     r"""Text that others chose, kept exactly.
 

@@ -16,6 +16,7 @@ from worker.adapters.database.ledger import Booked, Reserved, Row, spend_of
 from worker.adapters.database.sql import KEYS, keys_value
 from worker.adapters.database.statements import OF_ATTEMPT, OF_JOB, OF_TENANT, Statements
 from worker.adapters.database.tables import attempts, requests, results, usage_ledger
+from worker.adapters.database.types import utc_of
 from worker.domain.attempt import Account, AttemptRecord, AttemptState, Entry
 from worker.domain.job import JobKey
 from worker.domain.spend import Spend
@@ -24,12 +25,12 @@ ResultT = TypeVar("ResultT")
 
 
 class LockedJob(NamedTuple):
-    """A row of `jobs` that this transaction holds; the fields are `statements.LOCKED`."""
+    """A row of `jobs` that this transaction holds: `statements.LOCKED`, as the driver has them."""
 
     tenant: str
     job_id: str
     kind: str | None
-    received_at: datetime
+    received: datetime | str
     status: str
     fingerprint: bytes | None
     lease_token: int | None
@@ -41,6 +42,11 @@ class LockedJob(NamedTuple):
     reply_status: str
     reply_id: str | None
     reply_tries: int
+
+    @property
+    def received_at(self) -> datetime:
+        """When the job came first."""
+        return utc_of(self.received)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
