@@ -286,3 +286,19 @@ async def test_c08_outcome_that_the_database_refuses(scene: Scene) -> None:
     assert await scene.states() == ["unknown"]
     assert worker.lines("broken", where="finish")
     await scene.holds(unknown=1)
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("kind", ["tool", "completion"])
+async def test_c14_refused_between_two_requests(scene: Scene, kind: str) -> None:
+    """An outcome that the database refuses is booked with the job's end: that money may be spent."""
+    await scene.worker("transaction:before:refuse@RecordProgress")
+    job = scene.tool_job("one") if kind == "tool" else {"job_id": "one"}
+    calls = {"tool_calls": [{"name": "add", "arguments": {"a": 1, "b": 2}}]}
+    scene.upstream.script(Act(**calls) if kind == "tool" else Act(fault="half"))
+    await scene.send(job.pop("job_id"), **job)
+    (reply,) = await scene.replied(1)
+    assert (reply["status"], reply["error"]["code"]) == ("failed", "internal")
+    assert reply["usage"]["cost_status"] == "estimated"
+    assert await scene.rows("SELECT entry FROM usage_ledger") == [{"entry": "estimated"}]
+    await scene.holds(unknown=1)

@@ -54,7 +54,7 @@ def end_of_error(error: Exception) -> End:
             failure = Failure(code=FailureCode.CANCELLED, message="cancelled on request")
             return End(status=ReplyStatus.CANCELLED, failure=failure)
         case TimeoutError():
-            return failed(FailureCode.TIMEOUT, "the job's time ran out while its tools were at work")
+            return failed(FailureCode.TIMEOUT, "the job's time ran out between its requests")
         case _:
             message = f"internal error ({type(error).__name__}); the worker's log says where"
             return replace(failed(FailureCode.INTERNAL, message), is_bug=True)
@@ -141,7 +141,7 @@ async def release(run: JobRun, services: Services, *, seconds: float, reason: st
         except LostClaimError:
             return False
         except Exception as error:  # noqa: BLE001 (as above: nobody else could take the job)
-            # An outcome that was refused is not tried again: the next claim books it as unknown.
+            # An outcome that was refused twice is not tried again: the next claim books it as unknown.
             services.observer(Broken(key=run.job.key, where="release", error=error))
             await services.clock.sleep(_REFUSED_PAUSE)
 

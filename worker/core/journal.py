@@ -37,6 +37,7 @@ class Journal:
         """Of the last request that has left."""
         self._open = False
         """Whether nothing is known yet of what became of it."""
+        self._doubted = False
         self._spend_before: Spend = claimed.spend
 
     async def open_attempt(self, request: Mapping[str, Any], reserve: Usage) -> Intent:
@@ -55,7 +56,7 @@ class Journal:
 
     def left(self, intent: Intent) -> None:
         """Note that the request is about to leave: however this ends, it may be at OpenAI and billed."""
-        self._sent, self._open = intent, True
+        self._sent, self._open, self._doubted = intent, True, False
 
     def answered(self, intent: Intent, answer: Answer, request_id: str | None) -> None:
         """Note an answer."""
@@ -93,7 +94,7 @@ class Journal:
 
     def doubt(self, record: AttemptRecord | None) -> None:
         """Take back an outcome that cannot be written: what is left of it is that money may be spent."""
-        self.spend = self._spend_before
+        self.spend, self._doubted = self._spend_before, True
         if record is None or record.ledger is None or self._sent is None:
             self._pending = record
         else:
@@ -109,7 +110,14 @@ class Journal:
             return
         progress = Progress(lease_token=self.lease_token, record=record, checkpoint=checkpoint)
         self.checkpointed |= checkpoint is not None
-        if not await self._services.store.progress(progress):
+        try:
+            kept = await self._services.store.progress(progress)
+        except Exception:
+            # It goes into the next commit, as far as it can be believed; refused again, it is given up.
+            if not self._doubted:
+                self.doubt(record)
+            raise
+        if not kept:
             raise LostClaimError
 
     def _upper_bound(self, intent: Intent) -> LedgerEntry:
