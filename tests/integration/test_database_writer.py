@@ -4,13 +4,14 @@ import asyncio
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from typing_extensions import override
 
 from tests.support.databases import (
     LEASE_SECONDS,
@@ -79,6 +80,18 @@ def a_request(job_id: str) -> RequestCancel:
     return RequestCancel(JobKey("acme", job_id), datetime.min)  # noqa: DTZ901 never read
 
 
+@dataclass(frozen=True, slots=True)
+class Large(RequestCancel):
+    """An operation with a body of so many bytes."""
+
+    bytes: int
+
+    @property
+    @override
+    def size(self) -> int:
+        return self.bytes
+
+
 class TestBatches:
     """What goes into one transaction."""
 
@@ -123,6 +136,19 @@ class TestBatches:
         writer.start()
         await asyncio.gather(*submitted)
         assert max(len(batch) for batch in run.batches) <= 256
+        await writer.close(1)
+
+    async def test_batches_are_bounded_in_bytes(self, engine: AsyncEngine) -> None:
+        """However large bodies are, what goes to the database at once is not; one alone always goes."""
+        run = Recorder()
+        writer = GroupCommit(engine, run, Events())
+        sizes = [100 * 2**20, 15 * 2**20, 15 * 2**20, 15 * 2**20, 15 * 2**20, 15 * 2**20, 1]
+        work = [Large(JobKey("acme", str(n)), datetime.min, size) for n, size in enumerate(sizes)]  # noqa: DTZ901
+        submitted = [asyncio.ensure_future(writer.submit(item)) for item in work]
+        await asyncio.sleep(0)
+        writer.start()
+        await asyncio.gather(*submitted)
+        assert [len(batch) for batch in run.batches] == [1, 4, 2]
         await writer.close(1)
 
     async def test_lazy_work_rides_along(self, engine: AsyncEngine) -> None:

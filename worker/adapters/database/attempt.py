@@ -71,6 +71,11 @@ class RecordProgress(Operation[bool]):
 
     @property
     @override
+    def size(self) -> int:
+        return len(self.progress.checkpoint or b"")
+
+    @property
+    @override
     def moments(self) -> tuple[datetime, ...]:
         return moments_of(self.progress.record)
 

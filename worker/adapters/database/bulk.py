@@ -17,6 +17,8 @@ from sqlalchemy import Connection, Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
+from worker.adapters.database.errors import NotConnectedError
+
 Columns: TypeAlias = tuple[str, ...]
 _Processor: TypeAlias = Callable[[Any], Any]
 _PLACE: Final = re.compile(r"\$(\d+)")
@@ -113,8 +115,12 @@ async def run(connection: AsyncConnection, calls: Sequence[Call]) -> list[tuple[
         return await connection.run_sync(_run, calls)
     assert connection.sync_connection is not None  # noqa: S101  for the type checker: it is connected
     driver: Any = connection.sync_connection.connection.driver_connection
+    try:
+        own = driver._conn  # noqa: SLF001
+    except ValueError as error:
+        raise NotConnectedError from error
     # Its own way to run something in its thread; through its cursors each step takes one turn or more.
-    found: list[tuple[Any, ...]] = await driver._execute(_run_sqlite, driver._conn, calls)  # noqa: SLF001
+    found: list[tuple[Any, ...]] = await driver._execute(_run_sqlite, own, calls)  # noqa: SLF001
     return found
 
 

@@ -31,6 +31,11 @@ class ClaimJob(Operation[ClaimResult]):
 
     @property
     @override
+    def size(self) -> int:
+        return len(self.claim.job.body)
+
+    @property
+    @override
     def moments(self) -> tuple[datetime, ...]:
         intent = self.claim.intent
         return (intent.started_at,) if intent else ()

@@ -30,6 +30,11 @@ class FinishJob(Operation[bool]):
 
     @property
     @override
+    def size(self) -> int:
+        return len(self.finish.reply.body)
+
+    @property
+    @override
     def moments(self) -> tuple[datetime, ...]:
         return moments_of(self.finish.record)
 

@@ -24,6 +24,11 @@ class LetWait(Operation[bool]):
     def key(self) -> JobKey:
         return self.wait.job.key
 
+    @property
+    @override
+    def size(self) -> int:
+        return len(self.wait.job.body)
+
     @override
     def new_row(self) -> Row | None:
         if self.wait.lease_token is not None:

@@ -151,7 +151,8 @@ class Writes:
             yield from statements.insert[table].calls(self._inserts[table])
         yield from statements.record_outcome.calls(self._outcomes)
         yield from statements.save_checkpoint.calls(self._checkpoints)
-        for rows in self._updates.values():
+        # In one order: the database keeps no plan for each order in which they may have come.
+        for _, rows in sorted(self._updates.items()):
             yield from statements.update_job.calls(rows)
         if self._dropped:
             yield from statements.drop_checkpoints.calls([{KEYS: keys_value(self._dropped)}])
@@ -168,6 +169,11 @@ class Operation(ABC, Generic[ResultT]):
     @abstractmethod
     def key(self) -> JobKey:
         """The job."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the bodies that it stores."""
+        return 0
 
     @property
     def moments(self) -> tuple[datetime, ...]:

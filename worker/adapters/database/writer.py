@@ -35,6 +35,8 @@ _QUIET_SECONDS: Final = 0.0003
 _QUIET_TURNS: Final = 2
 _LAZY_SECONDS: Final = 0.05
 _BATCH_LIMIT: Final = 256
+_BATCH_BYTES: Final = 2**26
+"""PostgreSQL takes no message of a gigabyte, and a transaction must not keep others waiting for long."""
 _BACKOFF_SECONDS: Final = 0.1
 _BACKOFF_CAP_SECONDS: Final = 5.0
 
@@ -64,6 +66,10 @@ class _Entry:
     @property
     def key(self) -> JobKey | None:
         return self.work.key if isinstance(self.work, Operation) else None
+
+    @property
+    def size(self) -> int:
+        return self.work.size if isinstance(self.work, Operation) else 0
 
     def done(self, result: object) -> None:
         # The caller may be gone: its cancellation reaches the future, never the transaction.
@@ -178,7 +184,11 @@ class GroupCommit:
         batch: list[_Entry] = []
         later: list[_Entry] = []
         keys: set[JobKey] = set()
+        room = _BATCH_BYTES
         while self._queue and len(batch) < _BATCH_LIMIT:
+            room -= self._queue[0].size
+            if batch and room < 0:
+                break
             entry = self._queue.popleft()
             if entry.key in keys:
                 later.append(entry)
