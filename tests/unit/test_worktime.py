@@ -75,3 +75,10 @@ async def test_being_cancelled_is_not_being_stopped() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_remainder_of_a_timer_is_no_time() -> None:
+    """What the clock's steps leave over starts nothing more; a job that has not worked yet may begin."""
+    assert WorkTime(0.0004, worked=0.9996).is_over
+    assert not WorkTime(0.1, worked=0.9).is_over
+    assert not WorkTime(0.001).is_over

@@ -105,6 +105,8 @@ class JobRun(Steps):
             admitted, self._admitted = self._admitted, None
             return admitted
         self.work.check()
+        if self.work.is_over:
+            raise TimeoutError
         check_deadline(self.job, self._services)
         usage = reserve(request)
         need = need_of(self.job, request, usage, self._services, self.received_at)
@@ -147,7 +149,7 @@ class JobRun(Steps):
         self.step_attempts += verdict.closes is not Closes.CREDENTIALS
         pause = backoff_seconds(max(1, self.step_attempts), verdict.retry_after, self._services.random)
         limit = self.job.options.max_attempts or policy.max_attempts
-        if not verdict.retry or self.step_attempts >= limit or self.work.left <= 0:
+        if not verdict.retry or self.step_attempts >= limit or self.work.is_over:
             raise GaveUpError(verdict.failure)
         await self.journal.write()
         if verdict.closes is not Closes.NOTHING:

@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Final
+
+_LEAST: Final = 0.005
 
 
 class StoppedError(Exception):
@@ -21,6 +24,11 @@ class WorkTime:
         """Seconds spent so far, under earlier claims too."""
         self._stopped = False
         self._scope: asyncio.Timeout | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether too little is left to begin anything: timers are exact to a few milliseconds."""
+        return self.worked > 0 and self.left < _LEAST
 
     def stop(self) -> None:
         """End the work that is going on, and all that would begin."""

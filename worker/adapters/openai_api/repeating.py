@@ -6,6 +6,7 @@ from typing import Any, Final
 import httpx2
 from openai import AsyncOpenAI
 from openai._models import FinalRequestOptions
+from openai._types import RequestOptions
 from typing_extensions import override
 
 from worker.adapters.openai_api.transport import again
@@ -34,14 +35,17 @@ class RepeatingClient(AsyncOpenAI):
 
     async def send(self, path: str, body: bytes, *, seconds: float) -> httpx2.Response:
         """POST a body. Raises as `post`; whoever calls this ends what takes longer."""
-        key = path, float(int(seconds)) or seconds
+        if seconds < 1:
+            # Each its own, and never again.
+            options: RequestOptions = {"timeout": seconds}
+            return await self.post(path, content=body, cast_to=httpx2.Response, options=options)
+        key = path, float(int(seconds))
         if key not in self._known:
             if len(self._known) >= _MOST:
                 self._known.clear()
                 self._built.clear()
             self._known[key] = FinalRequestOptions.construct(method="post", url=path, timeout=key[1])
-        options = self._known[key].model_copy(update={"content": body})
-        return await self.request(httpx2.Response, options)
+        return await self.request(httpx2.Response, self._known[key].model_copy(update={"content": body}))
 
     @override
     def _build_request(self, options: FinalRequestOptions, *, retries_taken: int = 0) -> httpx2.Request:
