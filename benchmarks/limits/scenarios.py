@@ -142,7 +142,7 @@ async def unknown(fleet: Fleet, seconds: float) -> list[Figure]:
     """Find the limits out from the headers."""
     strict = quota(fleet, "unknown")
     await fleet.publish(backlog("unknown", seconds + 10))
-    begin = await first(strict) + 10
+    begin = await first(strict) + 1
     await asyncio.sleep(seconds + 10)
     wasted = 100 * refused(strict.log) / len(strict.log)
     return [

@@ -52,6 +52,12 @@ def a_grant(closed: float = -1e9, gentle: float = -1e9, closings: int = 0) -> Gr
     )
 
 
+def a_waiter(due: float) -> Waiter:
+    """Build one whose start is known."""
+    future = asyncio.get_running_loop().create_future()
+    return Waiter(need=need("slow"), tokens=1.0, cost=1.0, future=future, due=due)
+
+
 class TestDoor:
     """What one worker knows and tells."""
 
@@ -193,11 +199,22 @@ class TestLateStart:
         """An answer that has just come needs no other."""
         gate, waiter = drawn
         gate.take_in(a_grant(), 0.5, 0.5, _never)
-        other = Waiter(
-            need=need("slow"), tokens=1.0, cost=1.0, future=asyncio.get_running_loop().create_future()
-        )
+        other = a_waiter(due=0.5)
         assert gate.come(other, 0.51)
         assert waiter.future.done()
+
+    async def test_much_too_late_it_is_drawn_anew_once(self, drawn: tuple[Gate, Waiter]) -> None:
+        """The process stood still: what was drawn is lost, as if it had gone in time."""
+        gate, _ = drawn
+        gate.take_in(a_grant(), 0.5, 0.51, _never)
+        late = a_waiter(due=4.0)
+        assert not gate.come(late, 5.0)
+        assert [*gate.line] == [late]
+        draw = gate.order(5.0).requests.draw
+        assert (draw.units >= 1, draw.unused) == (True, 0)
+        late.due = 4.0
+        assert not gate.come(late, 5.0)
+        assert gate.drawn.doubtful == [late]  # no news for so long: it only asks, as ever
 
     async def test_a_lone_worker_asks_nobody(self, drawn: tuple[Gate, Waiter]) -> None:
         """It has heard of every refusal itself."""

@@ -46,8 +46,8 @@ class Draws:
 
     @property
     def due(self) -> float:
-        """When the next starts are to be drawn."""
-        return self._last_start - _LEAD_SECONDS if self._waiters else 0.0
+        """When the next starts are to be drawn: the sooner, the more there is to give back."""
+        return self._last_start - _LEAD_SECONDS - self.supply.gained if self._waiters else 0.0
 
     def start(self, waiter: Waiter) -> bool:
         """Let one go, unless it waits no longer."""
@@ -64,6 +64,14 @@ class Draws:
             waiter.timer.cancel()
             waiter.timer = None
             self._give_back(waiter)
+
+    def draw_anew(self, waiter: Waiter) -> None:
+        """Let one whose time has passed stand in line again; its tokens go back, its request is lost."""
+        self.start(waiter)
+        if not waiter.gone:
+            waiter.late = True
+            self.supply.give_back(0, waiter.tokens)
+            self.line.put_back(waiter)
 
     def put_back(self) -> None:
         """Let everybody whose start is known stand in line again."""
@@ -115,8 +123,8 @@ class Draws:
             self._into_line(ordered)
             return
         for waiter, (wait, expected) in zip(ordered, found, strict=True):
-            waiter.expected = expected
-            self._last_start = max(self._last_start, now + wait)
+            waiter.expected, waiter.due = expected, now + wait
+            self._last_start = max(self._last_start, waiter.due)
             later(wait, waiter)
 
     def _give_back(self, waiter: Waiter) -> None:

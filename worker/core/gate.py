@@ -18,6 +18,8 @@ _IDLE_SECONDS: Final = 10.0
 _FRESH_SECONDS: Final = 0.05
 _WARY_SECONDS: Final = 0.015
 """Where news is older at a start, the others are asked once more; the latter after a recent refusal."""
+_LATE_SECONDS: Final = 0.5
+"""A start that is later than that, because its process or the database stood still, is drawn anew."""
 _HEED_SECONDS: Final = 0.02
 """So often at most what OpenAI should have left is noted, to be compared with what it says."""
 _FIRST: Final = 1
@@ -128,11 +130,23 @@ class Gate:
     def come(self, waiter: Waiter, now: float) -> bool:
         """Let a waiter go whose time has come; False where the others have to be asked once more."""
         fresh = _WARY_SECONDS if now < self.door.wary_until else _FRESH_SECONDS
-        if self.others and now - self._heard_at > fresh:
+        if self._is_late(waiter, now):
+            self.drawn.draw_anew(waiter)
+        elif self.others and now - self._heard_at > fresh:
             self.drawn.doubtful.append(waiter)
-            return False
-        self.start(waiter)
-        return True
+        else:
+            self.start(waiter)
+            return True
+        return False
+
+    def _is_late(self, waiter: Waiter, now: float) -> bool:
+        """Whether a start has to be drawn anew, from what is there now.
+
+        Where a machine or the database stood still, the starts of all workers come late, and the level is
+        full again: together they would be more than one burst. Each is drawn anew once only, so that a
+        process that is always late gets on all the same.
+        """
+        return self.others > 0 and now - waiter.due > _LATE_SECONDS and not waiter.late
 
     def start(self, waiter: Waiter) -> None:
         """Let a waiter go."""
@@ -240,4 +254,7 @@ class Gate:
         if closed:
             self._clear()
         for waiter in self.drawn.take_doubtful():
-            self.start(waiter)
+            if self._is_late(waiter, now):
+                self.drawn.draw_anew(waiter)
+            else:
+                self.start(waiter)

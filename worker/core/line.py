@@ -27,6 +27,10 @@ class Waiter:
     in_line: bool = False
     timer: asyncio.TimerHandle | None = None
     """Set once its start is known."""
+    due: float = 0.0
+    """When that is, in monotonic seconds."""
+    late: bool = False
+    """It came much too late once, and was drawn anew."""
     expected: tuple[float, float] | None = None
     """What will be left of requests and tokens, as OpenAI counts them, when it has started."""
 

@@ -164,6 +164,11 @@ class Supply:
         if self.tokens.size is not None:
             self.tokens.unused += tokens
 
+    @property
+    def gained(self) -> float:
+        """How many seconds sooner the next one may start once the tokens not used are given back."""
+        return max(0.0, self.tokens.unused) / self.tokens.size.rate if self.tokens.size else 0.0
+
     def empty_hand(self) -> None:
         """Return all that is in hand."""
         self.give_back(self.requests.hand, self.tokens.hand)
