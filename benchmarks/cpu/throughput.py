@@ -1,12 +1,14 @@
 """Jobs a second of one process, by the upstream's latency and the number of jobs in flight."""
 
+import os
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 from benchmarks.cpu.bench import Bench
-from benchmarks.cpu.contender import Contender, Pace, pace
+from benchmarks.cpu.contender import Contender, Pace, draining, loaded, pace
 from benchmarks.cpu.cost import fastest
 from benchmarks.cpu.figures import Figure, median
+from benchmarks.cpu.machine import Usage, shares
 from benchmarks.cpu.messages import SMALL
 from benchmarks.cpu.rivals import PEERS, Peer
 
@@ -34,11 +36,14 @@ async def throughput(bench: Bench) -> list[Figure]:
 
 async def _cell(bench: Bench, latency: float, in_flight: int) -> list[Figure]:
     mine: list[Pace] = []
+    busy: list[tuple[float, str]] = []
     theirs: dict[str, list[Pace]] = {}
     failed: dict[str, str] = {}
     options: dict[str, Any] = {"latency": latency, "in_flight": in_flight}
     for _ in range(bench.scale.times):
-        mine.append(await _measure(bench, bench.ours(limits=True, **options), bench.scale.jobs))
+        measured, used, who = await _watched(bench, bench.ours(limits=True, **options), latency)
+        mine.append(measured)
+        busy.append((used, who))
         for peer in _peers(bench):
             if peer.name in failed:
                 continue
@@ -54,7 +59,7 @@ async def _cell(bench: Bench, latency: float, in_flight: int) -> list[Figure]:
     beside = fastest(f"{name}_vs_best_peer", median(one.rate for one in mine), rates, goal)
     figures = [beside, *(Figure(figure=f"{name}_{other}_failed", value=1, unit="") for other in failed)]
     if (latency, in_flight) == SLOW:
-        figures.append(_of_possible(name, mine, latency, in_flight))
+        figures.append(_of_possible(name, mine, busy, in_flight / latency))
     return figures
 
 
@@ -69,10 +74,32 @@ async def _measure(bench: Bench, opening: AbstractAsyncContextManager[Contender]
         return await pace(contender, bench.load, messages=SMALL, jobs=enough)
 
 
-def _of_possible(name: str, mine: list[Pace], latency: float, in_flight: int) -> Figure:
-    """Return our share of what the latency allows, or of a whole core where that is less."""
-    slots = in_flight / latency
-    part = [one.rate / min(slots, 1 / one.cpu) for one in mine]
-    core = median(1 / one.cpu for one in mine)
-    note = f"possible: {slots:.0f} jobs/s by the latency, {core:.0f} jobs/s by the CPU of one core"
+async def _watched(
+    bench: Bench, opening: AbstractAsyncContextManager[Contender], latency: float
+) -> tuple[Pace, float, str]:
+    """Return our pace, the cores that were busy meanwhile, and with whom."""
+    _, upstream = await bench.upstream(latency)
+    async with opening as contender:
+        roles = {"upstream": upstream.pid, "load": os.getpid(), "worker": contender.processes[0].pid}
+        enough = max(bench.scale.jobs, ROUNDS * contender.in_flight)
+        async with loaded(contender, bench.load, messages=SMALL, jobs=enough) as waiting:
+            usage = Usage(roles)
+            measured = await draining(contender, waiting)
+            cores = usage.cores()
+    return measured, sum(cores.values()), shares(cores)
+
+
+def _of_possible(name: str, mine: list[Pace], busy: list[tuple[float, str]], slots: float) -> Figure:
+    """Return our share of what the latency allows, or the processors where that is less.
+
+    They are the limit where one core would be full with the worker, or all of them with everybody.
+    """
+    cores = os.cpu_count() or 1
+    by_cpu = [min(1 / one.cpu, one.rate * cores / used) for one, (used, _) in zip(mine, busy, strict=True)]
+    part = [one.rate / min(slots, limit) for one, limit in zip(mine, by_cpu, strict=True)]
+    used, who = sorted(busy)[len(busy) // 2]
+    note = (
+        f"{median(one.rate for one in mine):.0f} jobs/s; possible: {slots:.0f} by the latency,"
+        f" {median(by_cpu):.0f} by the processors; {used:.2f} of {cores} cores busy ({who})"
+    )
     return Figure(figure=f"{name}_of_possible", value=median(part), unit="x", goal=SHARE, note=note)
