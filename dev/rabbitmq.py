@@ -20,7 +20,7 @@ from dev.ports import free_ports
 START_SECONDS = 60
 START_TRIES = 3
 POLL_SECONDS = 0.25
-CALL_TRIES = 5
+CALL_TRIES = 20
 
 # Erlang terms instead of rabbitmq.conf: read as they are, without the translation step.
 # max_message_size is what RabbitMQ 4 allows by default; the write-ahead log's size bounds what quorum queues
