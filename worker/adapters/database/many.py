@@ -23,6 +23,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.types import TypeEngine
 from typing_extensions import override
 
+from worker.adapters.database.sql import overwriting
 from worker.adapters.database.types import UtcDateTime
 
 
@@ -55,9 +56,7 @@ class EachRow(Many):
 
     @override
     def upsert(self, table: Table, columns: Sequence[str]) -> Any:
-        statement = sqlite.insert(table)
-        fresh = {name: statement.excluded[name] for name in _beside_key(table)}
-        return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=fresh)
+        return overwriting(sqlite.insert(table), table)
 
     @override
     def update(
@@ -78,9 +77,7 @@ class Arrays(Many):
 
     @override
     def upsert(self, table: Table, columns: Sequence[str]) -> Any:
-        statement = self._insert(table, columns)
-        fresh = {name: statement.excluded[name] for name in _beside_key(table)}
-        return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=fresh)
+        return overwriting(self._insert(table, columns), table)
 
     @override
     def update(
@@ -116,10 +113,6 @@ def _plain(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     if isinstance(kind, UtcDateTime):
         return DateTime(timezone=True)
     return Text() if isinstance(kind, TypeDecorator) else kind
-
-
-def _beside_key(table: Table) -> list[str]:
-    return [column.name for column in table.c if not column.primary_key]
 
 
 def many_of(dialect: str) -> Many:

@@ -73,9 +73,7 @@ class SqliteSql(Sql):
 
     @override
     def upsert(self, table: Table) -> Any:
-        statement = sqlite.insert(table)
-        fresh = {column.name: statement.excluded[column.name] for column in table.c if not column.primary_key}
-        return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=fresh)
+        return overwriting(sqlite.insert(table), table)
 
     @override
     def keys(self) -> Subquery:
@@ -119,9 +117,7 @@ class PostgresqlSql(Sql):
 
     @override
     def upsert(self, table: Table) -> Any:
-        statement = postgresql.insert(table)
-        fresh = {column.name: statement.excluded[column.name] for column in table.c if not column.primary_key}
-        return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=fresh)
+        return overwriting(postgresql.insert(table), table)
 
     @override
     def keys(self) -> Subquery:
@@ -160,3 +156,9 @@ class PostgresqlSql(Sql):
 def sql_of(dialect: str) -> Sql:
     """Return the expressions of an engine by the name of its dialect."""
     return SqliteSql() if dialect == "sqlite" else PostgresqlSql()
+
+
+def overwriting(insert: sqlite.Insert | postgresql.Insert, table: Table) -> Any:
+    """Return an insert that overwrites all but the key of rows that exist."""
+    fresh = {column.name: insert.excluded[column.name] for column in table.c if not column.primary_key}
+    return insert.on_conflict_do_update(index_elements=list(table.primary_key), set_=fresh)
