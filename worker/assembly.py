@@ -43,7 +43,7 @@ from worker.core.vision import VisionHandler
 from worker.domain.attempt import Account
 from worker.domain.claims import JobStatus
 from worker.domain.job import JobKey
-from worker.ports import Delivery, Observer
+from worker.ports import Delivery, Observer, Settlement
 from worker.tools import Registry, load_tools
 
 _POOL_MARGIN: Final = 8
@@ -310,8 +310,17 @@ async def _record_cancel(database: Database, processor: Processor, body: bytes) 
                 message_id=key.job_id,
                 correlation_id=stored.job.correlation_id,
                 reply_to=stored.job.reply_to,
-            )
+            ),
+            _NoPlace(),
         )
+
+
+class _NoPlace:
+    """That of a job without a delivery."""
+
+    def leave(self) -> None: ...
+
+    async def settle(self, settlement: Settlement) -> None: ...
 
 
 def _hear_cancel(processor: Processor, body: bytes) -> None:

@@ -50,7 +50,17 @@ class Settlement(Enum):
     """Handed back untouched; used while stopping."""
 
 
-Handler: TypeAlias = Callable[[Delivery], Awaitable[Settlement]]
+class Place(Protocol):
+    """What a delivery holds while it is handled."""
+
+    def leave(self) -> None:
+        """Make room for another one: what this one leads to has only to be written down."""
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Settle it before the handler is done; its return value then no longer counts."""
+
+
+Handler: TypeAlias = Callable[[Delivery, Place], Awaitable[Settlement]]
 
 
 class PublishError(Exception):

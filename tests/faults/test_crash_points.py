@@ -120,7 +120,7 @@ async def test_cp07_killed_after_the_commit(scene: Scene) -> None:
 
 @ON_SQLITE
 async def test_cp08_killed_before_the_acknowledgement(scene: Scene) -> None:
-    """The reply is out and the delivery comes again: no call, and a copy of the reply is equal."""
+    """The job is done and the delivery comes again: no call, and the stored reply is sent."""
     await scene.died_on("ack:before:kill")
     worker = await scene.worker()
     await worker.logged("job repeated", what="done")
@@ -129,7 +129,7 @@ async def test_cp08_killed_before_the_acknowledgement(scene: Scene) -> None:
 
 @ON_SQLITE
 async def test_cp09_killed_before_the_reply(scene: Scene) -> None:
-    """The owed reply is in the database: whoever gets the copy sends it."""
+    """The owed reply is in the database, and nowhere else: the sweep of whoever runs sends it."""
     await scene.died_on("reply:before:kill")
     assert scene.producer.replies == []
     await scene.worker()

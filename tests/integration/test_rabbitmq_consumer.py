@@ -31,7 +31,7 @@ from worker.adapters.rabbitmq.fuse import BROKEN_PAUSE
 from worker.adapters.rabbitmq.topology import DELIVERY_LIMIT
 from worker.adapters.rabbitmq.watchdog import WATCH_SECONDS
 from worker.domain.events import Broken, ServerTrouble
-from worker.ports import Delivery, Settlement
+from worker.ports import Delivery, Place, Settlement
 
 QUEUE = lane_queue("completion")
 
@@ -46,7 +46,7 @@ class Handler:
         self.free = asyncio.Event()
         self.verdict: Settlement | Exception = Settlement.ACK
 
-    async def __call__(self, delivery: Delivery) -> Settlement:
+    async def __call__(self, delivery: Delivery, place: Place) -> Settlement:
         self.started.append(delivery)
         try:
             await self.free.wait()
@@ -124,6 +124,38 @@ async def test_only_so_many_run_and_high_goes_first(amqp_url: str) -> None:
         handler.free.set()
         await until(lambda: handler.finished == 4)
         assert handler.bodies[2] == b"high"
+
+
+async def test_a_handler_may_go_on_without_its_delivery(amqp_url: str) -> None:
+    """It gives up its place, then its delivery: the next one starts, and nothing comes again."""
+    places: list[Place] = []
+    end = asyncio.Event()
+
+    async def handler(delivery: Delivery, place: Place) -> Settlement:
+        places.append(place)
+        await end.wait()
+        return Settlement.ACK if delivery.body == b"3" else Settlement.REQUEUE
+
+    async with linked(amqp_url) as link:
+        settings: dict[str, Any] = {"concurrency": 1, "clock": RealClock(), "observer": Told()}
+        consumer = Consumer(link, lanes=["completion"], handler=handler, **settings)
+        consumer.start()
+        await send_all(amqp_url, b"1", b"2", b"3")
+        await until(lambda: len(places) == 1)
+        places[0].leave()
+        assert len(places) == 1  # the broker has the second one still
+        await places[0].settle(Settlement.ACK)
+        await until(lambda: len(places) == 2)
+        # Twice as many handlers as places: no more, whatever they have settled.
+        await places[1].settle(Settlement.ACK)
+        await until(lambda: consumer.waiting == 1)
+        assert (consumer.running, len(places)) == (2, 2)
+        end.set()
+        await until(lambda: len(places) == 3)
+        await consumer.stop()
+        await consumer.drain(5)
+    # Those that were acknowledged were not handed back after all.
+    assert await count(amqp_url, QUEUE) == 0
 
 
 async def test_a_closed_connection_cancels_no_handler(broker: Broker) -> None:
@@ -292,7 +324,7 @@ async def test_one_delivery_that_always_breaks_is_given_up(amqp_url: str) -> Non
     """While others go through, what breaks is handed back, and ends among the dead."""
     handled: list[bytes] = []
 
-    async def handler(delivery: Delivery) -> Settlement:
+    async def handler(delivery: Delivery, _place: Place) -> Settlement:
         handled.append(delivery.body)
         if delivery.body == b"bad":
             raise ValueError
@@ -348,7 +380,7 @@ async def test_an_error_nobody_expected_keeps_no_place(amqp_url: str, kind: type
     told = Told()
     seen: list[Delivery] = []
 
-    async def handler(delivery: Delivery) -> Settlement:
+    async def handler(delivery: Delivery, _place: Place) -> Settlement:
         seen.append(delivery)
         if len(seen) == 1:
             raise kind

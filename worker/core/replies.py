@@ -1,5 +1,6 @@
 """Replies: built once, stored with the result, delivered until the broker has confirmed them."""
 
+import asyncio
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -119,6 +120,5 @@ class Replies:
 
     async def _sweep(self) -> int:
         owed = await self._outbox.due(_SWEEP_SIZE)
-        for reply in owed:
-            await self.deliver(reply)
+        await asyncio.gather(*map(self.deliver, owed))
         return len(owed)

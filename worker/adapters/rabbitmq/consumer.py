@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 from aiormq.abc import DeliveredMessage
 
@@ -21,17 +21,39 @@ from worker.ports import Clock, Delivery, Handler, Observer, Settlement
 _CANCEL_SECONDS: Final = 5
 
 
-class _Arrival(NamedTuple):
-    delivery: Delivery
-    message: DeliveredMessage
+class _Held:
+    """A delivery that is here; the port Place."""
+
+    __slots__ = ("_on_leaving", "_settled", "delivery", "message", "queue")
+
+    def __init__(
+        self, delivery: Delivery, message: DeliveredMessage, queue: str, on_leaving: Callable[[], None]
+    ) -> None:
+        self.delivery = delivery
+        self.message = message
+        self.queue = queue
+        self._on_leaving: Callable[[], None] | None = on_leaving
+        self._settled = False
+
+    def leave(self) -> None:
+        on_leaving, self._on_leaving = self._on_leaving, None
+        if on_leaving is not None:
+            on_leaving()
+
+    async def settle(self, settlement: Settlement) -> None:
+        if not self._settled:
+            self._settled = True
+            await settle(self.message, settlement)
 
 
 class Consumer:
     """Handles deliveries in tasks of its own: a channel that closes cancels no handler.
 
     Each queue may have as many deliveries with us as there are places, so that
-    one busy lane alone can fill them all. Those without a place wait in the
-    turnstile.
+    one busy lane alone can fill them all, and a quarter more, for those that have
+    left their place but are not settled. Those without a place wait in the
+    turnstile. Handlers may go on with their delivery settled; no more of them than
+    twice the places, so that a broker that confirms nothing gets no more to confirm.
     """
 
     def __init__(
@@ -48,7 +70,8 @@ class Consumer:
         self._handler = handler
         self._clock = clock
         self._fuse = Fuse(where="consumer", clock=clock, observer=observer)
-        self._turnstile: Turnstile[_Arrival] = Turnstile(concurrency)
+        self._turnstile: Turnstile[_Held] = Turnstile(concurrency)
+        self._most = 2 * concurrency
         self._tasks: set[asyncio.Task[None]] = set()
         self._held: Counter[str] = Counter()
         """Deliveries of each queue that are here."""
@@ -57,7 +80,7 @@ class Consumer:
             Subscription(
                 link,
                 queue=lane_queue(lane, high=high),
-                prefetch=concurrency,
+                prefetch=concurrency + concurrency // 4,
                 on_message=partial(self._arrived, lane=lane, high=high),
                 observer=observer,
             )
@@ -107,9 +130,9 @@ class Consumer:
     async def stop(self) -> None:
         """Take nothing more, and hand back what has not started."""
         await self.pause()
-        for arrival in self._turnstile.clear():
-            self._held[_queue_of(arrival)] -= 1
-            await settle(arrival.message, Settlement.REQUEUE)
+        for one in self._turnstile.clear():
+            self._held[one.queue] -= 1
+            await settle(one.message, Settlement.REQUEUE)
 
     async def drain(self, grace: float) -> int:
         """Wait for the running handlers; after `grace` seconds cancel the rest, and return how many.
@@ -129,30 +152,35 @@ class Consumer:
         delivery = delivery_of(
             message, lane=lane, high=high, received_at=self._clock.now(), user=self._link.user
         )
-        self._held[lane_queue(lane, high=high)] += 1
-        self._turnstile.arrive(_Arrival(delivery, message), lane=lane, high=high)
+        queue = lane_queue(lane, high=high)
+        self._held[queue] += 1
+        held = _Held(delivery, message, queue, self._one_leaves)
+        self._turnstile.arrive(held, lane=lane, high=high)
         self._let_in()
 
     def _let_in(self) -> None:
-        while self._letting_in and (arrival := self._turnstile.enter()) is not None:
-            if arrival.message.channel.is_closed:
+        while self._letting_in and len(self._tasks) < self._most and (one := self._turnstile.enter()):
+            if one.message.channel.is_closed:
                 # The broker delivers it again; started now, the job would run twice at a time.
+                self._held[one.queue] -= 1
                 self._turnstile.leave()
-                self._held[_queue_of(arrival)] -= 1
                 continue
-            task = asyncio.create_task(self._handle(arrival))
+            task = asyncio.create_task(self._handle(one))
             self._tasks.add(task)
-            task.add_done_callback(partial(self._left, _queue_of(arrival)))
+            task.add_done_callback(partial(self._done, one))
 
-    def _left(self, queue: str, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._held[queue] -= 1
+    def _one_leaves(self) -> None:
         self._turnstile.leave()
         self._let_in()
 
-    async def _handle(self, arrival: _Arrival) -> None:
-        await settle(arrival.message, await self._fuse.judge(self._handler, arrival.delivery))
+    def _done(self, one: _Held, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._held[one.queue] -= 1
+        one.leave()
+        self._let_in()
 
+    async def _handle(self, one: _Held) -> None:
+        def handler(delivery: Delivery) -> Awaitable[Settlement]:
+            return self._handler(delivery, one)
 
-def _queue_of(arrival: _Arrival) -> str:
-    return lane_queue(arrival.delivery.lane, high=arrival.delivery.high)
+        await one.settle(await self._fuse.judge(handler, one.delivery))
