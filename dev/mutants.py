@@ -70,12 +70,9 @@ MUTANTS = (
         name="acknowledged before the outcome is committed",
         edits=[
             (
-                "worker/adapters/rabbitmq/consumer.py",
-                "        await settle(arrival.message, await self._fuse",
-                (
-                    "        await settle(arrival.message, Settlement.ACK)\n"
-                    "        await settle(arrival.message, await self._fuse"
-                ),
+                "worker/core/processor.py",
+                "        place.leave()\n",
+                "        place.leave()\n        await place.settle(Settlement.ACK)\n",
             )
         ],
         tests=[f"{CRASHES}::test_cp05_killed_with_the_answer_in_memory[sqlite]"],

@@ -1,6 +1,6 @@
 """OpenAI's answer, read once."""
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -199,25 +199,12 @@ def _counts(data: _Object, names: _Names) -> Usage:
     usage = _part(data, "usage")
     inputs = _part(usage, f"{names.input}_details")
     outputs = _part(usage, f"{names.output}_details")
-    tools = _part(data, "tool_usage")
-    output = data.get("output")
-    searches = sum(item.get("type") == "file_search_call" for item in _objects(output))
-    containers = {
-        str(item.get("container_id"))
-        for item in _objects(output)
-        if item.get("type") == "code_interpreter_call"
-    }
     meters = {
-        **_meters(inputs, _INPUT_METERS),
+        **_details(INPUT_DETAIL, inputs, _INPUT_METERS),
         **_meters(_part(inputs, "cache_write_tokens_details"), _WRITE_METERS),
-        **_meters(outputs, _OUTPUT_METERS),
-        **_meters(_part(tools, "web_search"), _SEARCH_METERS),
-        **_meters(_part(tools, "image_gen"), _DRAWING_METERS),
-        **_new_details(INPUT_DETAIL, inputs, _INPUT_METERS),
-        **_new_details(OUTPUT_DETAIL, outputs, _OUTPUT_METERS),
-        **_new_tools(tools),
-        **({Meter.FILE_SEARCH.value: searches} if searches else {}),
-        **({Meter.CODE_INTERPRETER.value: len(containers)} if containers else {}),
+        **_details(OUTPUT_DETAIL, outputs, _OUTPUT_METERS),
+        **(_tools(_part(data, "tool_usage")) if "tool_usage" in data else {}),
+        **(_tool_calls(data["output"]) if "output" in data else {}),
     }
     return Usage(
         input_tokens=_required(usage, names.input),
@@ -252,13 +239,37 @@ def _meters(part: _Object, names: Mapping[str, Meter]) -> dict[str, int]:
     return {names[name].value: count for name in part if name in names and (count := _count(part[name]))}
 
 
-def _new_details(prefix: str, part: _Object, known: Container[str]) -> dict[str, int]:
-    """Return parts of the input or output that this program has never heard of."""
+def _details(prefix: str, part: _Object, known: Mapping[str, Meter]) -> dict[str, int]:
+    """Return parts of the input or output, those too that this program has never heard of."""
+    found: dict[str, int] = {}
+    for number, (name, count) in enumerate(part.items()):
+        if name in known:
+            if _count(count):
+                found[known[name].value] = count
+        elif number < _NEW and name not in _IN_COLUMNS and _is_new(name, count):
+            found[prefix + name] = count
+    return found
+
+
+def _tools(used: _Object) -> dict[str, int]:
+    """Return what hosted tools have used, as far as OpenAI counts it itself."""
     return {
-        prefix + name: count
-        for name, count in islice(part.items(), _NEW)
-        if name not in known and name not in _IN_COLUMNS and _is_new(name, count)
+        **_meters(_part(used, "web_search"), _SEARCH_METERS),
+        **_meters(_part(used, "image_gen"), _DRAWING_METERS),
+        **_new_tools(used),
     }
+
+
+def _tool_calls(output: object) -> dict[str, int]:
+    """Return what is billed by the call, or by the container."""
+    searches = sum(item.get("type") == "file_search_call" for item in _objects(output))
+    containers = {
+        str(item.get("container_id"))
+        for item in _objects(output)
+        if item.get("type") == "code_interpreter_call"
+    }
+    counts = {Meter.FILE_SEARCH.value: searches, Meter.CODE_INTERPRETER.value: len(containers)}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _new_tools(tools: _Object) -> dict[str, int]:

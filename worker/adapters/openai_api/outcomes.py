@@ -4,13 +4,14 @@ import os
 import re
 import socket
 import ssl
+from collections.abc import Mapping
 from typing import Final
 
 import httpx2
 from openai import APIConnectionError, APIStatusError
 
 from worker.adapters.openai_api.redaction import safe_message
-from worker.adapters.openai_api.transport import BODY, AnswerTooLargeError
+from worker.adapters.openai_api.transport import BODY, HEADERS, AnswerTooLargeError
 from worker.domain.outcome import Answered, Lost, Refused
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -26,21 +27,22 @@ _UNSENT: Final = (
 
 def answered(response: httpx2.Response) -> Answered:
     """Return a 2xx."""
-    body: bytes = response.extensions[BODY]
-    return Answered(body=body, headers=_headers(response), request_id=_request_id(response))
+    headers: dict[str, str] = response.extensions[HEADERS]
+    return Answered(body=response.extensions[BODY], headers=headers, request_id=_request_id(headers))
 
 
 def refused(error: APIStatusError, request_body: bytes) -> Refused:
     """Return any other status. Its message is safe to show, whatever OpenAI wrote."""
     said = error.body.get("message") if isinstance(error.body, dict) else None
     message = safe_message(said, request_body) if isinstance(said, str) else ""
+    headers: dict[str, str] = error.response.extensions[HEADERS]
     return Refused(
         http_status=error.status_code,
         code=_word(error.code),
         kind=_word(error.type),
         message=message or f"OpenAI answered with status {error.status_code}",
-        headers=_headers(error.response),
-        request_id=_request_id(error.response),
+        headers=headers,
+        request_id=_request_id(headers),
     )
 
 
@@ -76,15 +78,8 @@ def _reason(cause: BaseException | None) -> str:
             return type(behind or cause).__name__
 
 
-def _headers(response: httpx2.Response) -> dict[str, str]:
-    return {name: value for name, value in response.headers.items() if name not in _OURS}
-
-
-_OURS: Final = frozenset({"content-type", "content-length"})
-
-
-def _request_id(response: httpx2.Response) -> str | None:
-    found = response.headers.get("x-request-id", "")
+def _request_id(headers: Mapping[str, str]) -> str | None:
+    found = headers.get("x-request-id", "")
     return found if _REQUEST_ID.fullmatch(found) else None
 
 

@@ -32,10 +32,10 @@ _ENVELOPE: Final = "openai_worker.envelope"
 """Extension of a request: what it is sent in."""
 BODY: Final = "openai_worker.body"
 """Extension of a response: its whole body."""
+HEADERS: Final = "openai_worker.headers"
+"""Extension of a response: those of its headers that somebody reads, with names in lower case."""
 
-_KEPT: Final = frozenset(
-    {b"content-type", b"x-request-id", b"x-should-retry", b"retry-after", b"retry-after-ms"}
-)
+_KEPT: Final = frozenset({b"x-request-id", b"x-should-retry", b"retry-after", b"retry-after-ms"})
 _KEPT_PREFIX: Final = b"x-ratelimit-"
 
 
@@ -184,25 +184,26 @@ class _Envelope:
 
 
 def _answer(response: aiohttp.ClientResponse, body: bytes, request: httpx2.Request) -> httpx2.Response:
-    """Return a response as the SDK takes it; as a stream, which only errors are read from."""
-    answer = httpx2.Response(
+    """Return a response as the SDK takes it; as a stream with headers, which only errors are read from."""
+    headers = _kept(response)
+    return httpx2.Response(
         response.status,
-        headers=_kept(response),
+        headers=None if response.ok else httpx2.Headers(headers, encoding=_ENCODING),
         stream=httpx2.ByteStream(body),
         request=request,
-        extensions={BODY: body},
+        extensions={BODY: body, HEADERS: headers},
     )
-    answer.headers.encoding = _ENCODING
-    return answer
 
 
-def _kept(response: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
+def _kept(response: aiohttp.ClientResponse) -> dict[str, str]:
     """Return the headers somebody reads. Cookies are costly, and lengths and encodings no longer true."""
-    return [
-        (name, value)
-        for name, value in response.raw_headers
-        if (lower := name.lower()) in _KEPT or lower.startswith(_KEPT_PREFIX)
-    ]
+    kept: dict[str, str] = {}
+    for name, value in response.raw_headers:
+        lower = name.lower()
+        if lower in _KEPT or lower.startswith(_KEPT_PREFIX):
+            key, text = lower.decode(_ENCODING), value.decode(_ENCODING)
+            kept[key] = f"{kept[key]}, {text}" if key in kept else text
+    return kept
 
 
 def _translated(error: Exception) -> httpx2.TransportError:

@@ -25,7 +25,7 @@ class Turnstile(Generic[Item]):
     @property
     def waiting(self) -> int:
         """How many have not been let in."""
-        return len(self._high) + len(self._normal)
+        return self._high.size + self._normal.size
 
     def arrive(self, item: Item, *, lane: str, high: bool) -> None:
         """Join the queue of a lane."""
@@ -33,11 +33,11 @@ class Turnstile(Generic[Item]):
 
     def enter(self) -> Item | None:
         """Let the next one in; None while it is full or nobody waits."""
-        if self.inside >= self.limit or not self.waiting:
+        high, normal = self._high.size, self._normal.size
+        if self.inside >= self.limit or not (high or normal):
             return None
         self.inside += 1
-        yields = len(self._normal) and self._high_in_a_row >= PATIENCE - 1
-        if len(self._high) and not yields:
+        if high and not (normal and self._high_in_a_row >= PATIENCE - 1):
             self._high_in_a_row += 1
             return self._high.pop()
         self._high_in_a_row = 0
@@ -55,33 +55,30 @@ class Turnstile(Generic[Item]):
 class _Ring(Generic[Item]):
     """One line for each lane, served in turn."""
 
-    __slots__ = ("_lines", "_size", "_turns")
+    __slots__ = ("_lines", "_turns", "size")
 
     def __init__(self) -> None:
         self._lines: dict[str, deque[Item]] = {}
         self._turns: deque[str] = deque()
         """The lanes with somebody in line, the next to be served first."""
-        self._size = 0
-
-    def __len__(self) -> int:
-        return self._size
+        self.size = 0
 
     def append(self, lane: str, item: Item) -> None:
         line = self._lines.setdefault(lane, deque())
         if not line:
             self._turns.append(lane)
         line.append(item)
-        self._size += 1
+        self.size += 1
 
     def pop(self) -> Item:
         lane = self._turns.popleft()
         line = self._lines[lane]
         item = line.popleft()
-        self._size -= 1
+        self.size -= 1
         if line:
             self._turns.append(lane)
         return item
 
     def drain(self) -> Iterator[Item]:
-        while self._size:
+        while self.size:
             yield self.pop()
