@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import Enum, auto
 from typing import Any, Protocol, TypeAlias
 
-from schemas.names import Kind
+from schemas.names import X_PARKED, Kind
 from schemas.reply import ReplyStatus
 from worker.domain.attempt import Account, AttemptRecord, Intent
 from worker.domain.budget import OverBudget
@@ -39,6 +39,12 @@ class Delivery:
     app_id: str | None = None
     timestamp: datetime | None = None
     headers: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def times_parked(self) -> int:
+        """How often it went through a waiting room, by a header that anybody may have set."""
+        times = self.headers.get(X_PARKED, 0)
+        return times if isinstance(times, int) else 0
 
 
 class Settlement(Enum):

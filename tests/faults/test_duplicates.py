@@ -1,5 +1,6 @@
 """Crashes under load, and the same job more than once."""
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -25,6 +26,21 @@ async def test_a01_killed_with_many_jobs_in_flight(scene: Scene) -> None:
     await scene.worker(WORKER_CONCURRENCY=10)
     await scene.replied(30)
     await scene.holds(extra_calls=10, unknown=10, unsent=10)
+
+
+@ON_SQLITE
+async def test_a05_copy_of_a_job_that_is_soon_done(scene: Scene) -> None:
+    """The copy looks again after five seconds, however long the claim would last."""
+    scene.upstream.script(Act(delay=2))
+    worker = await scene.worker(WORKER_LEASE_SECONDS=120)
+    await scene.send("one")
+    await scene.upstream.seen(1)
+    began = time.monotonic()
+    await scene.send("one", properties={"correlation_id": "again"})
+    await scene.replied(2)
+    assert time.monotonic() - began < 8 + ON_A_BUSY_MACHINE
+    assert len(worker.lines("job repeated", what="not now")) == 1
+    await scene.holds()
 
 
 @ON_SQLITE

@@ -51,6 +51,9 @@ from worker.ports import (
 
 _BROKER_PAUSE: Final = 10.0
 """Seconds before a delivery goes back whose copy the broker did not take."""
+_QUICK_LOOK: Final = 5.0
+"""Seconds that a copy of a job at work waits, the first times; then until its claim may end."""
+_QUICK_LOOKS: Final = 6
 _SUSPECT_HEAD_START: Final = 1.0
 """Seconds that other suspects have to be released before one runs."""
 _SUSPECT_PAUSE: Final = 5.0
@@ -92,9 +95,9 @@ class Processor:
                     return await self._run(delivery, place, run)
                 case AlreadyDone() as done:
                     return await self._repeat(delivery, job, done)
-                case NotNow(until=until):
+                case NotNow() as held_up:
                     self._services.observer(JobRepeated(key=job.key, what="not now"))
-                    return await self._park(delivery, (until - self._services.clock.now()).total_seconds())
+                    return await self._park(delivery, self._until_next_look(delivery, held_up))
                 case Conflicting():
                     await self._refusal.conflict(delivery, job)
                     return Settlement.ACK
@@ -225,6 +228,15 @@ class Processor:
             return Settlement.ACK
         self._services.observer(JobWaits(key=run.job.key, lane=run.job.lane, seconds=seconds, reason=reason))
         return await self._park(delivery, seconds)
+
+    def _until_next_look(self, delivery: Delivery, held_up: NotNow) -> float:
+        """Return the seconds until a copy may do better: whoever holds the job may be done any moment.
+
+        Most jobs are soon done. Of one that is not, the copies had better not come every few seconds.
+        """
+        left = (held_up.until - self._services.clock.now()).total_seconds()
+        soon = held_up.held and delivery.times_parked < _QUICK_LOOKS
+        return min(left, _QUICK_LOOK) if soon else left
 
     async def _park(self, delivery: Delivery, seconds: float) -> Settlement:
         """Leave a copy in a waiting room. A crash before the ack makes two copies of one claimable job."""

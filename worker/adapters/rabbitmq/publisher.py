@@ -63,10 +63,7 @@ class RabbitPublisher:
 
     async def park(self, delivery: Delivery, seconds: int) -> None:
         """Put a copy into the waiting room of that many seconds. Raises PublishError."""
-        times = delivery.headers.get(X_PARKED, 0)
-        await self._copy(
-            delivery, retry_room(seconds), {X_PARKED: times + 1 if isinstance(times, int) else 1}
-        )
+        await self._copy(delivery, retry_room(seconds), {X_PARKED: delivery.times_parked + 1})
 
     async def bury(self, delivery: Delivery, reason: str) -> None:
         """Put a copy among the dead, with its reason. Raises PublishError."""
