@@ -262,6 +262,15 @@ async def test_the_speed_comes_back_slowly_for_all_workers() -> None:
     assert times[-1] < 8.0
 
 
+async def test_a_lone_request_waits_no_longer_than_it_is_closed() -> None:
+    """Nobody else moves the line: whoever comes while it is closed has to set the clock for its opening."""
+    async with SharedLimiter.opened(BOOK, MemoryQuota(LoopClock()), LoopClock(), Events()) as limiter:
+        (await limiter.admit(need(), patience=5)).settle(used=False)
+        limiter.close_bucket(ACCOUNT, "m", 0.3, "rate_limit_exceeded")
+        async with asyncio.timeout(GENTLE_SECONDS):
+            await limiter.admit(need(), patience=5)
+
+
 async def test_keys_of_one_project_share_its_limits() -> None:
     """A quota belongs to a project or organization, not to a key; other projects have their own."""
     quota = MemoryQuota(LoopClock())

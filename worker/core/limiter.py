@@ -246,7 +246,8 @@ class SharedLimiter(Limiter):
             return
         now = self._clock.monotonic()
         gate.serve(now)
-        if gate.wants(now):
+        # While nobody was in line the talk did not count on it: it may sleep for long.
+        if gate.wants(now) or len(gate.line) == 1:
             self._wake.set()
 
     def _estimate(self, gate: Gate, need: Need, tokens: float) -> float:
