@@ -247,6 +247,9 @@ class QuotaStore(Protocol):
     async def exchange(self, exchange: Exchange) -> Exchanged:
         """Draw from buckets in one step; a draw below zero has to be waited for."""
 
+    async def closings(self, account: str, name: str) -> int:
+        """Return how often a gate was closed: a look that waits for no writer, and keeps nobody waiting."""
+
     async def probe(self, account: str) -> bool:
         """Whether this worker may try closed credentials now; at most one in all may, once a minute."""
 

@@ -146,6 +146,16 @@ class TestClosing:
             assert 55 < grant.closed_seconds <= 60
             assert grant.closed_for == "rate_limit"
 
+    async def test_a_look_tells_how_often_it_was_closed(self, open_worker: OpenWorker) -> None:
+        """The same news from another worker counts once; a look draws nothing and makes no bucket."""
+        async with open_worker() as one, open_worker() as other:
+            assert await other.quota.closings("main", "m") == 0
+            for after in (0, 0, 1):
+                close = Order(account="main", name="m", close_seconds=1.0, close_after=after)
+                await draw(one, close)
+            assert await other.quota.closings("main", "m") == 2
+            assert await other.quota.closings("main", "other") == 0
+
     async def test_a_refusal_is_followed_by_a_trickle(self, database: Database, migrated_url: str) -> None:
         """Levels and corrections are those of the arithmetic, from a refusal to the full speed."""
         await draw(database, an_order())

@@ -39,6 +39,9 @@ class MemoryQuota:
             samples={model: self._samples[model] for model in exchange.samples},
         )
 
+    async def closings(self, account: str, name: str) -> int:
+        return self._shutters.get((account, name), Shutter()).closings
+
     async def probe(self, account: str) -> bool:
         until, reason = self._accounts.get(account, (1e18, ""))
         if self._clock.monotonic() < until:

@@ -104,6 +104,27 @@ class TestDoor:
         assert door.is_closed(0.2)
         assert not door.is_closed(0.3)
 
+    def test_a_look_closes_until_the_rest_is_asked_for(self) -> None:
+        """It tells only that there was a refusal; the answer tells for how long."""
+        door = Door()
+        assert not door.look(7, 0.0)  # the first answer tells what is closed
+        door.take_in(a_grant(closings=7), 0.0)
+        assert not door.look(7, 1.0)
+        assert door.look(8, 2.0)
+        assert (door.behind, door.is_closed(2.2), door.shut_at) == (True, True, 2.0)
+        door.take_in(a_grant(closed=-0.1, gentle=4.7, closings=8), 2.1)
+        assert (door.behind, door.is_closed(2.1), door.missed) == (False, False, False)
+
+    def test_a_closing_that_is_over_already_is_noticed(self) -> None:
+        """What was admitted before may not leave at the full speed all the same."""
+        door = Door()
+        door.take_in(a_grant(closings=7), 0.0)
+        assert (door.missed, door.shut_at < 0) == (False, True)
+        door.take_in(a_grant(closed=-0.1, gentle=4.6, closings=8), 1.0)
+        assert (door.missed, door.shut_at, door.is_closed(1.0)) == (True, 1.0, False)
+        door.take_in(a_grant(closed=-1.1, gentle=3.6, closings=8), 2.0)
+        assert (door.missed, door.shut_at) == (False, 1.0)
+
     def test_an_answer_tells_how_the_buckets_refill(self) -> None:
         """A trickle at first; once that is over, as ever."""
         door = Door()
@@ -194,6 +215,13 @@ class TestLateStart:
         assert [*gate.line] == [waiter]
         assert not gate.drawn
         assert gate.order(1.6).requests.draw.unused == 1
+
+    async def test_it_stands_in_line_again_even_if_that_is_over(self, drawn: tuple[Gate, Waiter]) -> None:
+        """The news took longer than it was closed: the start was meant for the full speed."""
+        gate, waiter = drawn
+        gate.take_in(a_grant(closed=-0.1, gentle=4.6, closings=1), 0.5, 0.51, _never)
+        assert not waiter.future.done()
+        assert [*gate.line] == [waiter]
 
     async def test_it_goes_at_once_if_there_is_fresh_news(self, drawn: tuple[Gate, Waiter]) -> None:
         """An answer that has just come needs no other."""

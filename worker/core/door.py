@@ -1,5 +1,6 @@
 """Whether a limit is open: closed after a refusal, paused by an operator."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,6 +34,12 @@ class Door:
     fresh: bool = True
     """Until the first answer, which may say that it is closed."""
     wary_until: float = 0.0
+    shut_at: float = -math.inf
+    """When this worker last heard that it was closed: what was admitted before may not leave any more."""
+    behind: bool = False
+    """It was closed, but nothing else is known yet."""
+    missed: bool = False
+    """Whether it was closed and open again before the last answer."""
     news: Closing | None = None
     _telling: Closing | None = None
     _known: int = 0
@@ -58,9 +65,17 @@ class Door:
 
     def shut(self, now: float, seconds: float, reason: str) -> None:
         """Close it here."""
-        self._tried = False
+        self._tried, self.shut_at = False, now
         if now + seconds > self.closed_until:
             self.closed_until, self.closed_for = now + seconds, reason
+
+    def look(self, closings: int, now: float) -> bool:
+        """Take in how often it was closed; True where that is news, and the rest has to be asked for."""
+        if self.fresh or closings <= self._known:
+            return False
+        self._known, self.behind = closings, True
+        self.shut(now, _SHORTEST, self.closed_for)
+        return True
 
     def take_news(self) -> Closing:
         """Return what has to be told with the next order."""
@@ -73,7 +88,10 @@ class Door:
 
     def take_in(self, grant: Grant, now: float) -> Opening:
         """Take in the answer; return how the buckets refill from now on."""
-        self.fresh = False
+        self.missed = grant.closings > self._known and not self.fresh and grant.closed_seconds <= 0
+        if self.missed:
+            self.shut_at = now
+        self.fresh = self.behind = False
         self.paused = grant.paused
         self._known = grant.closings
         self.wary_until = now + grant.gentle_seconds + _WARY

@@ -129,10 +129,9 @@ class Gate:
 
     def come(self, waiter: Waiter, now: float) -> bool:
         """Let a waiter go whose time has come; False where the others have to be asked once more."""
-        fresh = _WARY_SECONDS if now < self.door.wary_until else _FRESH_SECONDS
         if self._is_late(waiter, now):
             self.drawn.draw_anew(waiter)
-        elif self.others and now - self._heard_at > fresh:
+        elif self.is_news_old(now):
             self.drawn.doubtful.append(waiter)
         else:
             self.start(waiter)
@@ -147,6 +146,21 @@ class Gate:
         process that is always late gets on all the same.
         """
         return self.others > 0 and now - waiter.due > _LATE_SECONDS and not waiter.late
+
+    def holds(self, admitted_at: float) -> bool:
+        """Whether what was admitted then may leave still: it was not closed since, as far as is known."""
+        return not self.door.paused and self.door.shut_at <= admitted_at
+
+    def is_news_old(self, now: float) -> bool:
+        """Whether another worker may have been refused since the last news."""
+        fresh = _WARY_SECONDS if now < self.door.wary_until else _FRESH_SECONDS
+        return self.others > 0 and now - self._heard_at > fresh
+
+    def look(self, closings: int, asked_at: float, now: float) -> None:
+        """Take in how often it was closed."""
+        self._heard_at = asked_at
+        if self.door.look(closings, now):
+            self._clear()
 
     def start(self, waiter: Waiter) -> None:
         """Let a waiter go."""
@@ -195,7 +209,9 @@ class Gate:
 
     def wants(self, now: float) -> bool:
         """Whether there is a reason to talk to the others."""
-        if self.door.news or self.drawn.doubtful or (not self.drawn.ordering and self._needs(now)):
+        if self.door.news or self.door.behind or self.drawn.doubtful:
+            return True
+        if not self.drawn.ordering and self._needs(now):
             return True
         if now - self.exchanged_at < _POLL_SECONDS:
             return False
@@ -250,6 +266,8 @@ class Gate:
         self.others = self.others if grant.others is None else grant.others
         opening = self.door.take_in(grant, now)
         closed = self.door.is_closed(now)
+        if self.door.missed:
+            self._clear()  # what was drawn before was meant for the full speed
         self.drawn.take_in(grant, opening, now, None if closed else later)
         if closed:
             self._clear()

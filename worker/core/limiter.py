@@ -16,6 +16,7 @@ from worker.core.permit import GatePermit
 from worker.core.samples import Samples
 from worker.core.talk import Talk
 from worker.domain.attempt import Account
+from worker.domain.events import Broken
 from worker.domain.retry import room_seconds
 from worker.ports import Clock, Observer, QuotaStore
 
@@ -45,6 +46,7 @@ class SharedLimiter(Limiter):
         shares: Mapping[str, Share] | None = None,
         places: int = 64,
     ) -> None:
+        self._store = store
         self._clock = clock
         self._observer = observer
         self._places = places
@@ -213,7 +215,7 @@ class SharedLimiter(Limiter):
         except asyncio.CancelledError:
             permit.cancel()
             raise
-        if not permit.gate.door.is_closed(self._clock.monotonic()):
+        if permit.gate.holds(permit.admitted_at):
             return permit
         permit.cancel()
         return None
@@ -233,8 +235,26 @@ class SharedLimiter(Limiter):
             admitted_at=self._clock.monotonic(),
             samples=self.samples,
             accounts=self.accounts,
+            confirm=self._confirm,
             ended=self._ended,
         )
+
+    async def _confirm(self, permit: GatePermit) -> bool:
+        """Whether a permit holds to the last; where the news is old, look at the others' once more."""
+        gate, now = permit.gate, self._clock.monotonic()
+        if gate.holds(permit.admitted_at) and gate.is_news_old(now):
+            await self._look(gate, now)
+        return gate.holds(permit.admitted_at)
+
+    async def _look(self, gate: Gate, now: float) -> None:
+        try:
+            closings = await self._store.closings(gate.account, gate.name)
+        except Exception as error:  # noqa: BLE001 - whatever it is, what was admitted goes, as if there were no news
+            self._observer(Broken(key=None, where="limits", error=error))
+            return
+        gate.look(closings, now, self._clock.monotonic())
+        if gate.door.behind:
+            self._wake.set()
 
     def _ended(self, permit: GatePermit) -> None:
         """Make room for the next one."""

@@ -76,6 +76,9 @@ class PostponedError(Exception):
 class Permit(Protocol):
     """The right to send one request. It ends once, in one of the three last ways."""
 
+    async def holds(self) -> bool:
+        """Whether the request may leave still: nobody was refused since. If not, it is to be cancelled."""
+
     def heard(self, headers: Mapping[str, str]) -> None:
         """Learn from what a response says of the limits, whatever its status."""
 

@@ -1,6 +1,6 @@
 """The right to send one request, and what is learned from how it ends."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from typing_extensions import override
@@ -23,8 +23,13 @@ class GatePermit(Permit):
     admitted_at: float
     samples: Samples
     accounts: AccountGates
+    confirm: Callable[["GatePermit"], Awaitable[bool]]
     ended: Callable[["GatePermit"], None]
     open: bool = True
+
+    @override
+    async def holds(self) -> bool:
+        return await self.confirm(self)
 
     @override
     def heard(self, headers: Mapping[str, str]) -> None:

@@ -93,7 +93,7 @@ class JobRun(Steps):
         return self.work.spending(bounded=True)
 
     def forgo(self) -> None:
-        """Give the first permit back unused: the job ends or stops before its request."""
+        """Give a permit back unused: the job ends or stops before its request, or that may not leave."""
         if self._admitted is not None:
             permit, _ = self._admitted
             permit.cancel()
@@ -101,9 +101,18 @@ class JobRun(Steps):
             self.journal.not_sent()
 
     async def _admission(self, request: Mapping[str, Any], reserve: Reserve) -> tuple[Permit, Intent]:
+        """Return a permit that holds once its intent is written: others may have been refused meanwhile."""
+        while True:
+            self._admitted = await self._next_admission(request, reserve)
+            if await self._admitted[0].holds():
+                admitted, self._admitted = self._admitted, None
+                return admitted
+            self.forgo()
+            await self.journal.write()
+
+    async def _next_admission(self, request: Mapping[str, Any], reserve: Reserve) -> tuple[Permit, Intent]:
         if self._admitted is not None:
-            admitted, self._admitted = self._admitted, None
-            return admitted
+            return self._admitted
         self.work.check()
         if self.work.is_over:
             raise TimeoutError

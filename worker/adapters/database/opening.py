@@ -64,20 +64,20 @@ async def open_database(
     Raises DatabaseUrlError, DatabaseUnreachableError and DatabaseSchemaError.
     """
     async with (
-        open_queries(url, startup_timeout=startup_timeout) as queries,
+        opened(url, Use.READ, startup_timeout=startup_timeout) as engine,
         _writer(url, observer, budgets) as writer,
     ):
         clock = DatabaseClock()
         worker = Worker(worker_id=worker_id or uuid4().hex, started_at=clock.now())
         lease = WorkerLease(writer, worker, clock, seconds=lease_seconds, observer=observer)
-        quota = SqlQuotaStore(writer, lease.worker_id, queries.dialect)
+        quota = SqlQuotaStore(writer, engine, lease.worker_id)
         async with _kept(lease), _left(quota):
             yield Database(
                 store=SqlJobStore(writer, lease.worker_id),
                 outbox=SqlOutbox(writer, clock),
                 quota=quota,
                 cancels=Cancels(writer, clock),
-                queries=queries,
+                queries=Queries(engine),
                 clock=clock,
                 lease=lease,
                 writer=writer,

@@ -149,11 +149,6 @@ class Queries:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    @property
-    def dialect(self) -> str:
-        """The engine's name: sqlite or postgresql."""
-        return self._engine.dialect.name
-
     async def jobs(self, only: JobFilter | None = None, *, limit: int = 50) -> list[JobRow]:
         """Return jobs, newest first."""
         only = only or JobFilter()

@@ -4,10 +4,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from sqlalchemy import Select, bindparam, delete, func, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from typing_extensions import override
 
 from worker.adapters.database.draw import draw_parameters, draw_statement, read_grant
+from worker.adapters.database.engine import reading
 from worker.adapters.database.sql import sql_of
 from worker.adapters.database.statements import Statements
 from worker.adapters.database.tables import account_gates, bucket_users, buckets, model_samples
@@ -32,6 +33,10 @@ class QuotaStatements:
         sql = sql_of(dialect)
         self.open_bucket = sql.insert_new(buckets)
         self.draw = draw_statement(sql)
+        columns = buckets.c
+        self.closings: Select[Any] = select(columns.closings).where(
+            columns.account == bindparam("of_account"), columns.name == bindparam("of_name")
+        )
         self.tell = sql.upsert(bucket_users)
         self.now = select(sql.epoch())
         users = bucket_users.c
@@ -171,14 +176,21 @@ class LeaveBuckets(Step[None]):
 class SqlQuotaStore(QuotaStore):
     """Limits in the database."""
 
-    def __init__(self, writer: GroupCommit, worker_id: str, dialect: str) -> None:
+    def __init__(self, writer: GroupCommit, engine: AsyncEngine, worker_id: str) -> None:
         self._writer = writer
+        self._engine = engine
         self._worker_id = worker_id
-        self._statements = QuotaStatements(dialect)
+        self._statements = QuotaStatements(engine.dialect.name)
 
     @override
     async def exchange(self, exchange: Exchange) -> Exchanged:
         return await self._writer.submit(RunExchange(self._statements, self._worker_id, exchange))
+
+    @override
+    async def closings(self, account: str, name: str) -> int:
+        asked = {"of_account": account, "of_name": name}
+        async with reading(self._engine) as connection:
+            return int(await connection.scalar(self._statements.closings, asked) or 0)
 
     @override
     async def probe(self, account: str) -> bool:

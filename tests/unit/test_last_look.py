@@ -1,0 +1,195 @@
+"""What is admitted leaves only if nobody was refused before it does: its intent has to be written first."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Any
+
+import pytest
+from typing_extensions import override
+
+from tests.support.databases import Events, a_job
+from tests.support.loop_clock import LoopClock
+from tests.support.memory_quota import MemoryQuota
+from worker.core.journal import Journal
+from worker.core.limiter import SharedLimiter
+from worker.core.limits import Limit, LimitBook, Need
+from worker.core.run import JobRun
+from worker.core.services import Policy, Services
+from worker.domain.attempt import Account
+from worker.domain.events import Broken
+from worker.domain.job import JobKey
+from worker.domain.outcome import Answered, Outcome
+from worker.domain.usage import Usage
+from worker.ports import Call, Claimed, JobStore, NextAttempt, OpenAI, PriceBook, Progress
+
+ACCOUNT, MODEL = Account(), "gpt-6-luna"
+BOOK = LimitBook(default=Limit(requests_per_minute=1200), by_model={})
+"""20 requests a second, 10 at once."""
+ANSWER = {
+    "id": "x",
+    "object": "chat.completion",
+    "model": MODEL,
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "hi"}}],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+}
+NUMBERS = count()
+
+
+def need() -> Need:
+    """Build a need; each comes after the one before."""
+    number = next(NUMBERS)
+    return Need(
+        key=JobKey("t", str(number)),
+        account=ACCOUNT,
+        model=MODEL,
+        input_tokens=1,
+        received_at=float(number),
+    )
+
+
+class LookedAt(MemoryQuota):
+    """Counts how often somebody looks."""
+
+    looks = 0
+    away = False
+
+    @override
+    async def closings(self, account: str, name: str) -> int:
+        self.looks += 1
+        if self.away:
+            raise ConnectionError
+        return await super().closings(account, name)
+
+
+@asynccontextmanager
+async def workers(number: int, quota: MemoryQuota, events: Events) -> AsyncIterator[list[SharedLimiter]]:
+    """Open limiters that know of each other."""
+    quota.others = number - 1
+    if number == 0:
+        yield []
+        return
+    async with (
+        SharedLimiter.opened(BOOK, quota, LoopClock(), events) as limiter,
+        workers(number - 1, quota, events) as others,
+    ):
+        quota.others = number - 1
+        yield [limiter, *others]
+
+
+@pytest.fixture
+def quota() -> LookedAt:
+    """Return what limiters share."""
+    return LookedAt(LoopClock())
+
+
+async def test_what_was_admitted_before_a_refusal_stays(quota: LookedAt) -> None:
+    """Even once it is open again: then it was meant for the full speed."""
+    async with workers(1, quota, Events()) as (limiter,):
+        before = await limiter.admit(need(), patience=5)
+        assert await before.holds()
+        limiter.close_bucket(ACCOUNT, MODEL, 0.3, "rate_limit_exceeded")
+        assert not await before.holds()
+        before.cancel()
+        after = await limiter.admit(need(), patience=5)
+        assert not await before.holds()
+        assert await after.holds()
+    assert quota.looks == 0  # a lone worker has heard of every refusal itself
+
+
+async def test_another_workers_refusal_is_seen_at_the_last_moment(quota: LookedAt) -> None:
+    """It is looked up where the last news is old; from then on the gate is closed here too."""
+    async with workers(2, quota, Events()) as (one, two):
+        permit = await one.admit(need(), patience=5)
+        assert await permit.holds()
+        two.close_bucket(ACCOUNT, MODEL, 5.0, "rate_limit_exceeded")
+        await asyncio.sleep(0.1)
+        assert not await permit.holds()
+        permit.cancel()
+        assert await one.try_admit(need()) is None
+    assert quota.looks == 1
+
+
+async def test_who_cannot_look_goes(quota: LookedAt) -> None:
+    """A database that does not answer has kept nobody from going before."""
+    events = Events()
+    async with workers(2, quota, events) as (one, _):
+        permit = await one.admit(need(), patience=5)
+        await asyncio.sleep(0.1)
+        quota.away = True
+        assert await permit.holds()
+    assert [type(event) for event in events.seen] == [Broken]
+
+
+class Store(JobStore):
+    """Another job is refused while the first intent is written."""
+
+    def __init__(self, limiter: SharedLimiter) -> None:
+        self.limiter = limiter
+        self.log = list[str]()
+
+    @override
+    async def next_attempt(self, attempt: NextAttempt) -> bool:
+        self.log.append(f"intent {attempt.attempt_no}")
+        if attempt.attempt_no == 1:
+            self.limiter.close_bucket(ACCOUNT, MODEL, 0.3, "rate_limit_exceeded")
+        return True
+
+    @override
+    async def progress(self, progress: Progress) -> bool:
+        self.log.append(f"{progress.record.error_code} {progress.record.attempt_no}")
+        return True
+
+
+class Answers(OpenAI):
+    """Answers well, and notes when."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+        self.at = 0.0
+
+    @override
+    async def send(self, call: Call) -> Outcome:
+        self.log.append("sent")
+        self.at = asyncio.get_running_loop().time()
+        return Answered(body=json.dumps(ANSWER).encode(), headers={}, request_id="req")
+
+
+class NoPrices(PriceBook):
+    """Knows no price."""
+
+    @override
+    def prices(self, *_: Any) -> None:
+        return None
+
+
+def _reserve(_: Mapping[str, Any]) -> Usage:
+    return Usage(input_tokens=1, output_tokens=1)
+
+
+async def test_a_request_that_may_not_leave_any_more_stands_in_line_again(quota: LookedAt) -> None:
+    """Its attempt is written off as not sent, which counts as no failure; its place goes to another."""
+    async with workers(1, quota, Events()) as (limiter,):
+        store = Store(limiter)
+        openai = Answers(store.log)
+        services = Services(
+            store=store,
+            openai=openai,
+            limiter=limiter,
+            prices=NoPrices(),
+            clock=LoopClock(),
+            observer=Events(),
+            random=lambda: 0.5,
+            account_of=lambda _: ACCOUNT,
+            policy=Policy(max_attempts=1),
+        )
+        job, claimed = a_job(request={"model": MODEL}), Claimed(attempt_no=0)
+        run = JobRun(job, claimed, Journal(job, claimed, 1, services), services, None)
+        began = asyncio.get_running_loop().time()
+        answer = await run.call(job.request, _reserve)
+    assert answer.text == "hi"
+    assert store.log == ["intent 1", "not_sent 1", "intent 2", "sent"]
+    assert openai.at - began > 0.3
+    assert run.step_attempts == 0
