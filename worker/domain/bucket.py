@@ -29,8 +29,12 @@ _TOLERATED: Final = 0.9
 UP_PER_SECOND: Final = 0.2
 """Where OpenAI has more than we think a level rises, every second, by so much of a second's refill."""
 
-TRICKLE: Final = 0.03
-"""The part of its rate at which a bucket refills for a while once it is open after a refusal."""
+TRICKLE: Final = 0.0225
+"""The part of its rate at which a bucket refills for a while once it is open after a refusal.
+
+That is one request at 600 a minute. More would only take of the stock that gathers meanwhile while a
+quota is cut, and the next refusal would come the sooner.
+"""
 GENTLE_SECONDS: Final = 4.7
 """For so long: the full speed is tried again within 5 s, and refused as rarely as that allows."""
 LONGEST_GENTLE: Final = 60.0
