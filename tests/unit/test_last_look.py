@@ -96,7 +96,6 @@ async def test_what_was_admitted_before_a_refusal_stays(quota: LookedAt) -> None
         after = await limiter.admit(need(), patience=5)
         assert not await before.holds()
         assert await after.holds()
-    assert quota.looks == 0  # a lone worker has heard of every refusal itself
 
 
 async def test_another_workers_refusal_is_seen_at_the_last_moment(quota: LookedAt) -> None:
@@ -110,6 +109,22 @@ async def test_another_workers_refusal_is_seen_at_the_last_moment(quota: LookedA
         permit.cancel()
         assert await one.try_admit(need()) is None
     assert quota.looks == 1
+
+
+async def test_those_who_have_just_come_look_too(quota: LookedAt) -> None:
+    """Whoever began at the same time is not counted yet: a lone worker looks for two seconds only."""
+    async with workers(2, quota, Events()) as (one, two):
+        quota.others = 0
+        permit = await one.admit(need(), patience=5)
+        two.close_bucket(ACCOUNT, MODEL, 0.3, "rate_limit_exceeded")
+        await asyncio.sleep(0.1)
+        assert not await permit.holds()
+        permit.cancel()
+        later = await one.admit(need(), patience=5)
+        looks = quota.looks
+        await asyncio.sleep(0.1)
+        assert await later.holds()
+    assert looks == quota.looks == 1
 
 
 async def test_who_cannot_look_goes(quota: LookedAt) -> None:

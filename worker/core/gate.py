@@ -18,6 +18,8 @@ _IDLE_SECONDS: Final = 10.0
 _FRESH_SECONDS: Final = 0.05
 _WARY_SECONDS: Final = 0.015
 """Where news is older at a start, the others are asked once more; the latter after a recent refusal."""
+_COUNTED_SECONDS: Final = 2.0
+"""So long after the first answer the others are counted that came at the same time."""
 _LATE_SECONDS: Final = 0.5
 """A start that is later than that, because its process or the database stood still, is drawn anew."""
 _HEED_SECONDS: Final = 0.02
@@ -48,6 +50,7 @@ class Gate:
     exchanged_at: float = -1e9
     used_at: float = -1e9
     _heard_at: float = -1e9
+    _counted_from: float = 0.0
     _heeded_at: float = -1e9
     _cautious: int = _FIRST
 
@@ -131,7 +134,7 @@ class Gate:
         """Let a waiter go whose time has come; False where the others have to be asked once more."""
         if self._is_late(waiter, now):
             self.drawn.draw_anew(waiter)
-        elif self.is_news_old(now):
+        elif self.others and self.is_news_old(now):
             self.drawn.doubtful.append(waiter)
         else:
             self.start(waiter)
@@ -154,7 +157,11 @@ class Gate:
     def is_news_old(self, now: float) -> bool:
         """Whether another worker may have been refused since the last news."""
         fresh = _WARY_SECONDS if now < self.door.wary_until else _FRESH_SECONDS
-        return self.others > 0 and now - self._heard_at > fresh
+        return now - self._heard_at > fresh
+
+    def is_shared(self, now: float) -> bool:
+        """Whether other workers may use it: those who have just come are not counted yet."""
+        return self.others > 0 or now < self._counted_from
 
     def look(self, closings: int, asked_at: float, now: float) -> None:
         """Take in how often it was closed."""
@@ -263,6 +270,8 @@ class Gate:
     def take_in(self, grant: Grant, asked_at: float, now: float, later: Later) -> None:
         """Take in the answer; `later` is given each waiter with the seconds until it may start."""
         self._heard_at = asked_at
+        if self.door.fresh:
+            self._counted_from = now + _COUNTED_SECONDS
         self.others = self.others if grant.others is None else grant.others
         opening = self.door.take_in(grant, now)
         closed = self.door.is_closed(now)

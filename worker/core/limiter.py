@@ -242,7 +242,7 @@ class SharedLimiter(Limiter):
     async def _confirm(self, permit: GatePermit) -> bool:
         """Whether a permit holds to the last; where the news is old, look at the others' once more."""
         gate, now = permit.gate, self._clock.monotonic()
-        if gate.holds(permit.admitted_at) and gate.is_news_old(now):
+        if gate.holds(permit.admitted_at) and gate.is_shared(now) and gate.is_news_old(now):
             await self._look(gate, now)
         return gate.holds(permit.admitted_at)
 
