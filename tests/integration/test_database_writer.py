@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -31,12 +32,15 @@ from worker.adapters.database.cancel import RequestCancel
 from worker.adapters.database.engine import Use, open_engine
 from worker.adapters.database.errors import DatabaseClosedError, DatabaseRefusedError
 from worker.adapters.database.opening import Database, open_database
+from worker.adapters.database.quota import QuotaStatements, RunExchange
 from worker.adapters.database.replies import MarkSent
 from worker.adapters.database.setup import upgrade
+from worker.adapters.database.work import Operation, Step
 from worker.adapters.database.writer import GroupCommit
 from worker.domain.claims import JobStatus
 from worker.domain.events import Broken, ServerTrouble
 from worker.domain.job import JobKey
+from worker.domain.quota import Exchange, Order
 from worker.ports import Claimed
 
 MUCH_TOO_LARGE = 2**70
@@ -150,6 +154,30 @@ class TestBatches:
         await asyncio.gather(*submitted)
         assert [len(batch) for batch in run.batches] == [1, 4, 2]
         await writer.close(1)
+
+    async def test_a_refusal_is_told_before_all_that_waits(self, engine: AsyncEngine) -> None:
+        """Claims of a backlog take a tenth of a second, in which the other workers go on."""
+        record = Recorder()
+        record.go.clear()
+        writer = GroupCommit(engine, record, Events())
+        writer.start()
+        told, quiet = (
+            RunExchange(
+                QuotaStatements("sqlite"),
+                "me",
+                Exchange(orders=[Order(account="main", name="m", close_seconds=seconds)]),
+            )
+            for seconds in (1.0, 0.0)
+        )
+        running = asyncio.create_task(writer.submit(a_request("running")))
+        await until(lambda: len(record.batches) == 1)
+        waiting: list[Operation[Any] | Step[Any]] = [a_request("waiting"), quiet, told]
+        tasks = [asyncio.create_task(writer.submit(one)) for one in waiting]
+        await asyncio.sleep(0)
+        record.go.set()
+        await asyncio.gather(running, *tasks)
+        assert record.batches[1:] == [[told], waiting[:2]]
+        await writer.close(5)
 
     async def test_lazy_work_rides_along(self, engine: AsyncEngine) -> None:
         """A note that nobody waits for does not cost a transaction of its own."""

@@ -74,6 +74,12 @@ class RunExchange(Step[Exchanged]):
     worker_id: str
     exchange: Exchange
 
+    @property
+    @override
+    def urgent(self) -> bool:
+        """News of a refusal: what others send until they hear of it is refused too."""
+        return any(order.close_seconds > 0 for order in self.exchange.orders)
+
     @override
     async def run(self, connection: AsyncConnection, statements: Statements) -> Exchanged:
         # Always in the same order, so that no two workers can wait for each other.

@@ -199,6 +199,11 @@ class Step(ABC, Generic[ResultT]):
 
     __slots__ = ()
 
+    @property
+    def urgent(self) -> bool:
+        """Whether it gets a transaction of its own, before all that is waiting."""
+        return False
+
     @abstractmethod
     async def run(self, connection: AsyncConnection, statements: Statements) -> ResultT:
         """Do it."""

@@ -57,11 +57,12 @@ class _State(Enum):
 class _Entry:
     """Work that waits for its transaction; without a future nobody waits for it."""
 
-    __slots__ = ("future", "work")
+    __slots__ = ("future", "urgent", "work")
 
     def __init__(self, work: Work, future: Future[Any] | None) -> None:
         self.work = work
         self.future = future
+        self.urgent = isinstance(work, Step) and work.urgent
 
     @property
     def key(self) -> JobKey | None:
@@ -181,6 +182,11 @@ class GroupCommit:
         """Take a batch with at most one operation a job; the order of a job's operations stays."""
         self._wake.clear()
         self._stop_timer()
+        urgent = [entry for entry in self._queue if entry.urgent]
+        if urgent:
+            self._queue = deque(entry for entry in self._queue if not entry.urgent)
+            self._wake.set()
+            return urgent
         batch: list[_Entry] = []
         later: list[_Entry] = []
         keys: set[JobKey] = set()
