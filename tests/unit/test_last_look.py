@@ -15,7 +15,7 @@ from tests.support.loop_clock import LoopClock
 from tests.support.memory_quota import MemoryQuota
 from worker.core.journal import Journal
 from worker.core.limiter import SharedLimiter
-from worker.core.limits import Limit, LimitBook, Need
+from worker.core.limits import Limit, LimitBook, Need, Permit
 from worker.core.run import JobRun
 from worker.core.services import Policy, Services
 from worker.domain.attempt import Account
@@ -125,6 +125,23 @@ async def test_those_who_have_just_come_look_too(quota: LookedAt) -> None:
         await asyncio.sleep(0.1)
         assert await later.holds()
     assert looks == quota.looks == 1
+
+
+async def test_those_who_were_held_up_do_not_leave_together(quota: LookedAt) -> None:
+    """After a recent refusal the next one is to be heard of before the others leave."""
+    async with workers(2, quota, Events()) as (one, two):
+        one.close_bucket(ACCOUNT, MODEL, 0.3, "rate_limit_exceeded")
+        await asyncio.sleep(6)
+        permits = [await limiter.admit(need(), patience=5) for limiter in (one, two) for _ in range(4)]
+        await asyncio.sleep(0.1)
+        times = list[float]()
+
+        async def leave(permit: Permit) -> None:
+            assert await permit.holds()
+            times.append(asyncio.get_running_loop().time())
+
+        await asyncio.gather(*map(leave, permits))
+    assert 0.02 < max(times) - min(times) < 0.3
 
 
 async def test_who_cannot_look_goes(quota: LookedAt) -> None:

@@ -156,8 +156,12 @@ class Gate:
 
     def is_news_old(self, now: float) -> bool:
         """Whether another worker may have been refused since the last news."""
-        fresh = _WARY_SECONDS if now < self.door.wary_until else _FRESH_SECONDS
+        fresh = _WARY_SECONDS if self.is_wary(now) else _FRESH_SECONDS
         return now - self._heard_at > fresh
+
+    def is_wary(self, now: float) -> bool:
+        """Whether a refusal was so recent that another one is likely."""
+        return now < self.door.wary_until
 
     def is_shared(self, now: float) -> bool:
         """Whether other workers may use it: those who have just come are not counted yet."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
@@ -30,6 +31,9 @@ _LONGEST_NAP: Final = 120.0
 _BACK_AFTER: Final = 2.0
 """Seconds that the way through a waiting room takes besides."""
 _NEWS_SECONDS: Final = 1.0
+_HELD_UP_SECONDS: Final = 0.05
+_SPREAD_SECONDS: Final = 0.15
+"""After a recent refusal, requests that were held up for longer than that are spread over so many."""
 _ROUNDS: Final = 3
 
 
@@ -243,7 +247,10 @@ class SharedLimiter(Limiter):
         """Whether a permit holds to the last; where the news is old, look at the others' once more."""
         gate, now = permit.gate, self._clock.monotonic()
         if gate.holds(permit.admitted_at) and gate.is_shared(now) and gate.is_news_old(now):
-            await self._look(gate, now)
+            if gate.is_wary(now) and now - permit.admitted_at > _HELD_UP_SECONDS:
+                # What held it up may have held up the other workers too: else all would leave together.
+                await self._clock.sleep(random.uniform(0, _SPREAD_SECONDS))  # noqa: S311 no secret
+            await self._look(gate, self._clock.monotonic())
         return gate.holds(permit.admitted_at)
 
     async def _look(self, gate: Gate, now: float) -> None:
