@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -27,6 +26,7 @@ from tests.support.databases import (
     execute,
     rows,
 )
+from worker.adapters.database.attempt import BeginAttempt
 from worker.adapters.database.batch import Work
 from worker.adapters.database.cancel import RequestCancel
 from worker.adapters.database.engine import Use, open_engine
@@ -35,12 +35,11 @@ from worker.adapters.database.opening import Database, open_database
 from worker.adapters.database.quota import QuotaStatements, RunExchange
 from worker.adapters.database.replies import MarkSent
 from worker.adapters.database.setup import upgrade
-from worker.adapters.database.work import Operation, Step
 from worker.adapters.database.writer import GroupCommit
 from worker.domain.claims import JobStatus
 from worker.domain.events import Broken, ServerTrouble
 from worker.domain.job import JobKey
-from worker.domain.quota import Exchange, Order
+from worker.domain.quota import Exchange
 from worker.ports import Claimed
 
 MUCH_TOO_LARGE = 2**70
@@ -155,28 +154,25 @@ class TestBatches:
         assert [len(batch) for batch in run.batches] == [1, 4, 2]
         await writer.close(1)
 
-    async def test_a_refusal_is_told_before_all_that_waits(self, engine: AsyncEngine) -> None:
-        """Claims of a backlog take a tenth of a second, in which the other workers go on."""
+    async def test_starts_do_not_wait_for_a_crowd(self, engine: AsyncEngine) -> None:
+        """The claims of a backlog take a tenth of a second; but they too have their turn."""
         record = Recorder()
         record.go.clear()
         writer = GroupCommit(engine, record, Events())
         writer.start()
-        told, quiet = (
-            RunExchange(
-                QuotaStatements("sqlite"),
-                "me",
-                Exchange(orders=[Order(account="main", name="m", close_seconds=seconds)]),
-            )
-            for seconds in (1.0, 0.0)
-        )
         running = asyncio.create_task(writer.submit(a_request("running")))
         await until(lambda: len(record.batches) == 1)
-        waiting: list[Operation[Any] | Step[Any]] = [a_request("waiting"), quiet, told]
-        tasks = [asyncio.create_task(writer.submit(one)) for one in waiting]
+        crowd: list[Work] = [a_request(f"waiting-{number}") for number in range(20)]
+        intent = BeginAttempt(a_next_attempt(a_job("other"), 1, 2), "me")
+        mine = BeginAttempt(a_next_attempt(a_job("waiting-3"), 1, 2), "me")
+        draw = RunExchange(QuotaStatements("sqlite"), "me", Exchange())
+        first, again = [intent, draw], [intent]
+        tasks = [asyncio.create_task(writer.submit(one)) for one in (*crowd, *first, mine, *again)]
         await asyncio.sleep(0)
         record.go.set()
         await asyncio.gather(running, *tasks)
-        assert record.batches[1:] == [[told], waiting[:2]]
+        # Whatever is urgent goes first, but behind what was there before of the same job.
+        assert record.batches[1:] == [first, [*crowd, *again], [mine]]
         await writer.close(5)
 
     async def test_lazy_work_rides_along(self, engine: AsyncEngine) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import ClassVar
 
 from typing_extensions import override
 
@@ -22,6 +23,7 @@ class BeginAttempt(Operation[bool | OverBudget]):
 
     attempt: NextAttempt
     owner: str
+    urgent: ClassVar[bool] = True
 
     @property
     @override

@@ -1,7 +1,7 @@
 """The limits, shared by all workers: each draw is one statement on the database's clock."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from sqlalchemy import Select, bindparam, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -73,12 +73,7 @@ class RunExchange(Step[Exchanged]):
     statements: QuotaStatements
     worker_id: str
     exchange: Exchange
-
-    @property
-    @override
-    def urgent(self) -> bool:
-        """News of a refusal: what others send until they hear of it is refused too."""
-        return any(order.close_seconds > 0 for order in self.exchange.orders)
+    urgent: ClassVar[bool] = True
 
     @override
     async def run(self, connection: AsyncConnection, statements: Statements) -> Exchanged:

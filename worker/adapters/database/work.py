@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -165,6 +165,9 @@ class Operation(ABC, Generic[ResultT]):
 
     __slots__ = ()
 
+    urgent: ClassVar[bool] = False
+    """Whether a request waits for it, or the limits do: where much else waits it goes first."""
+
     @property
     @abstractmethod
     def key(self) -> JobKey:
@@ -199,10 +202,8 @@ class Step(ABC, Generic[ResultT]):
 
     __slots__ = ()
 
-    @property
-    def urgent(self) -> bool:
-        """Whether it gets a transaction of its own, before all that is waiting."""
-        return False
+    urgent: ClassVar[bool] = False
+    """Likewise."""
 
     @abstractmethod
     async def run(self, connection: AsyncConnection, statements: Statements) -> ResultT:

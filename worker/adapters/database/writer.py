@@ -35,6 +35,8 @@ _QUIET_SECONDS: Final = 0.0003
 _QUIET_TURNS: Final = 2
 _LAZY_SECONDS: Final = 0.05
 _BATCH_LIMIT: Final = 256
+_CROWD: Final = 16
+"""Where more than that wait, their transaction takes long: draws, and intents of what may start, go first."""
 _BATCH_BYTES: Final = 2**26
 """PostgreSQL takes no message of a gigabyte, and a transaction must not keep others waiting for long."""
 _BACKOFF_SECONDS: Final = 0.1
@@ -62,7 +64,7 @@ class _Entry:
     def __init__(self, work: Work, future: Future[Any] | None) -> None:
         self.work = work
         self.future = future
-        self.urgent = isinstance(work, Step) and work.urgent
+        self.urgent = work.urgent
 
     @property
     def key(self) -> JobKey | None:
@@ -101,6 +103,7 @@ class GroupCommit:
         self._task: Task[None] | None = None
         self._state = _State.OPEN
         self._up = True
+        self._hurried = False
 
     @override
     def __repr__(self) -> str:
@@ -182,11 +185,7 @@ class GroupCommit:
         """Take a batch with at most one operation a job; the order of a job's operations stays."""
         self._wake.clear()
         self._stop_timer()
-        urgent = [entry for entry in self._queue if entry.urgent]
-        if urgent:
-            self._queue = deque(entry for entry in self._queue if not entry.urgent)
-            self._wake.set()
-            return urgent
+        hurried = self._hurried = self._hurries()
         batch: list[_Entry] = []
         later: list[_Entry] = []
         keys: set[JobKey] = set()
@@ -196,16 +195,20 @@ class GroupCommit:
             if batch and room < 0:
                 break
             entry = self._queue.popleft()
-            if entry.key in keys:
-                later.append(entry)
-                continue
-            batch.append(entry)
+            left = entry.key in keys or (hurried and not entry.urgent)
+            (later if left else batch).append(entry)
             if entry.key is not None:
                 keys.add(entry.key)
         self._queue.extendleft(reversed(later))
         if self._queue:
             self._wake.set()
         return batch
+
+    def _hurries(self) -> bool:
+        """Whether only what is urgent is to be taken; not twice in a row, so that nothing waits for ever."""
+        if self._hurried or len(self._queue) <= _CROWD:
+            return False
+        return any(entry.urgent for entry in self._queue)
 
     async def _settle(self, batch: list[_Entry]) -> bool:
         """Write a batch and answer its callers; False where some of it was refused."""
