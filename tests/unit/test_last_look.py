@@ -16,6 +16,7 @@ from tests.support.memory_quota import MemoryQuota
 from worker.core.journal import Journal
 from worker.core.limiter import SharedLimiter
 from worker.core.limits import Limit, LimitBook, Need, Permit
+from worker.core.permit import GatePermit
 from worker.core.run import JobRun
 from worker.core.services import Policy, Services
 from worker.domain.attempt import Account
@@ -127,13 +128,20 @@ async def test_those_who_have_just_come_look_too(quota: LookedAt) -> None:
     assert looks == quota.looks == 1
 
 
-async def test_those_who_were_held_up_do_not_leave_together(quota: LookedAt) -> None:
-    """After a recent refusal the next one is to be heard of before the others leave."""
+@pytest.mark.parametrize("since", ["before", "after"])
+async def test_those_who_were_held_up_do_not_leave_together(quota: LookedAt, since: str) -> None:
+    """After a recent refusal the next one is to be heard of before the others leave.
+
+    What held them up, before or after they were admitted, has held up other workers too.
+    """
     async with workers(2, quota, Events()) as (one, two):
         one.close_bucket(ACCOUNT, MODEL, 0.3, "rate_limit_exceeded")
         await asyncio.sleep(6)
         permits = [await limiter.admit(need(), patience=5) for limiter in (one, two) for _ in range(4)]
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1 if since == "after" else 0.03)
+        for permit in permits:
+            assert isinstance(permit, GatePermit)
+            permit.due -= 0.1 if since == "before" else 0.0
         times = list[float]()
 
         async def leave(permit: Permit) -> None:

@@ -177,7 +177,7 @@ class SharedLimiter(Limiter):
         if waiter.future.cancelled():
             raise self._postponed(gate, need, tokens, self._estimate(gate, need, tokens))
         waiter.future.result()
-        return await self._paced(self._permit(gate, need, tokens, waiter.expected))
+        return await self._paced(self._permit(gate, need, tokens, waiter.expected, waiter.due))
 
     async def _wait_briefly(self, gate: Gate, need: Need, tokens: float) -> Permit | None:
         """Stand in line for no longer than it takes to ask the others; then only if the start is known."""
@@ -187,7 +187,7 @@ class SharedLimiter(Limiter):
                 await asyncio.wait({waiter.future}, timeout=_NEWS_SECONDS)
         if waiter.future.cancelled() or waiter.future.exception() is not None:
             return None
-        return await self._paced(self._permit(gate, need, tokens, waiter.expected))
+        return await self._paced(self._permit(gate, need, tokens, waiter.expected, waiter.due))
 
     @contextlib.asynccontextmanager
     async def _in_line(self, gate: Gate, need: Need, tokens: float, *, probe: bool) -> AsyncIterator[Waiter]:
@@ -229,14 +229,21 @@ class SharedLimiter(Limiter):
         return self._estimate(gate, waiter.need, waiter.tokens) > patience
 
     def _permit(
-        self, gate: Gate, need: Need, tokens: float, expected: tuple[float, float] | None
+        self,
+        gate: Gate,
+        need: Need,
+        tokens: float,
+        expected: tuple[float, float] | None,
+        due: float = 0.0,
     ) -> GatePermit:
+        now = self._clock.monotonic()
         return GatePermit(
             gate=gate,
             need=need,
             tokens=tokens,
             expected=expected,
-            admitted_at=self._clock.monotonic(),
+            admitted_at=now,
+            due=due or now,
             samples=self.samples,
             accounts=self.accounts,
             confirm=self._confirm,
@@ -247,7 +254,7 @@ class SharedLimiter(Limiter):
         """Whether a permit holds to the last; where the news is old, look at the others' once more."""
         gate, now = permit.gate, self._clock.monotonic()
         if gate.holds(permit.admitted_at) and gate.is_shared(now) and gate.is_news_old(now):
-            if gate.is_wary(now) and now - permit.admitted_at > _HELD_UP_SECONDS:
+            if gate.is_wary(now) and now - permit.due > _HELD_UP_SECONDS:
                 # What held it up may have held up the other workers too: else all would leave together.
                 await self._clock.sleep(random.uniform(0, _SPREAD_SECONDS))  # noqa: S311 no secret
             await self._look(gate, self._clock.monotonic())

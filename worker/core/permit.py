@@ -21,6 +21,8 @@ class GatePermit(Permit):
     tokens: float
     expected: tuple[float, float] | None
     admitted_at: float
+    due: float
+    """When it was to start: it may have been held up before it was admitted."""
     samples: Samples
     accounts: AccountGates
     confirm: Callable[["GatePermit"], Awaitable[bool]]
