@@ -15,7 +15,7 @@ from tests.support.loop_clock import LoopClock
 from tests.support.memory_quota import MemoryQuota
 from worker.core.journal import Journal
 from worker.core.limiter import SharedLimiter
-from worker.core.limits import Limit, LimitBook, Need, Permit
+from worker.core.limits import Limit, LimitBook, Need, Permit, PostponedError
 from worker.core.permit import GatePermit
 from worker.core.run import JobRun
 from worker.core.services import Policy, Services
@@ -97,6 +97,20 @@ async def test_what_was_admitted_before_a_refusal_stays(quota: LookedAt) -> None
         after = await limiter.admit(need(), patience=5)
         assert not await before.holds()
         assert await after.holds()
+
+
+async def test_who_was_let_go_in_the_same_moment_stays(quota: LookedAt) -> None:
+    """A start is known, but its task runs only once it is closed."""
+    async with workers(1, quota, Events()) as (limiter,):
+        (await limiter.admit(need(), patience=5)).settle(used=False)
+        task = asyncio.create_task(limiter.admit(need(), patience=5))
+        (gate,) = limiter._gates
+        while not gate.running:  # noqa: ASYNC110 to the turn of the loop
+            await asyncio.sleep(0)
+        assert not task.done()
+        limiter.close_bucket(ACCOUNT, MODEL, 60, "rate_limit_exceeded")
+        with pytest.raises(PostponedError):
+            await task
 
 
 async def test_another_workers_refusal_is_seen_at_the_last_moment(quota: LookedAt) -> None:

@@ -150,9 +150,9 @@ class Gate:
         """
         return self.others > 0 and now - waiter.due > _LATE_SECONDS and not waiter.late
 
-    def holds(self, admitted_at: float) -> bool:
+    def holds(self, admitted_at: float, now: float) -> bool:
         """Whether what was admitted then may leave still: it was not closed since, as far as is known."""
-        return not self.door.paused and self.door.shut_at <= admitted_at
+        return self.door.shut_at <= admitted_at and not self.door.is_closed(now)
 
     def is_news_old(self, now: float) -> bool:
         """Whether another worker may have been refused since the last news."""

@@ -219,7 +219,7 @@ class SharedLimiter(Limiter):
         except asyncio.CancelledError:
             permit.cancel()
             raise
-        if permit.gate.holds(permit.admitted_at):
+        if permit.gate.holds(permit.admitted_at, self._clock.monotonic()):
             return permit
         permit.cancel()
         return None
@@ -253,12 +253,12 @@ class SharedLimiter(Limiter):
     async def _confirm(self, permit: GatePermit) -> bool:
         """Whether a permit holds to the last; where the news is old, look at the others' once more."""
         gate, now = permit.gate, self._clock.monotonic()
-        if gate.holds(permit.admitted_at) and gate.is_shared(now) and gate.is_news_old(now):
+        if gate.holds(permit.admitted_at, now) and gate.is_shared(now) and gate.is_news_old(now):
             if gate.is_wary(now) and now - permit.due > _HELD_UP_SECONDS:
                 # What held it up may have held up the other workers too: else all would leave together.
                 await self._clock.sleep(random.uniform(0, _SPREAD_SECONDS))  # noqa: S311 no secret
             await self._look(gate, self._clock.monotonic())
-        return gate.holds(permit.admitted_at)
+        return gate.holds(permit.admitted_at, self._clock.monotonic())
 
     async def _look(self, gate: Gate, now: float) -> None:
         try:
