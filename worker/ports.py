@@ -14,7 +14,7 @@ from worker.domain.events import Event
 from worker.domain.job import Job, JobKey, ReplyAddress
 from worker.domain.outcome import Outcome
 from worker.domain.prices import PriceList
-from worker.domain.quota import Exchange, Exchanged
+from worker.domain.quota import Exchange, Exchanged, Glance
 from worker.domain.spend import Spend
 
 # ---------------------------------------------------------------- broker
@@ -247,8 +247,8 @@ class QuotaStore(Protocol):
     async def exchange(self, exchange: Exchange) -> Exchanged:
         """Draw from buckets in one step; a draw below zero has to be waited for."""
 
-    async def closings(self, account: str, name: str) -> int:
-        """Return how often a gate was closed: a look that waits for no writer, and keeps nobody waiting."""
+    async def look(self, account: str, name: str) -> Glance:
+        """Return how a gate stands: it waits for no writer, and keeps nobody waiting."""
 
     async def probe(self, account: str) -> bool:
         """Whether this worker may try closed credentials now; at most one in all may, once a minute."""

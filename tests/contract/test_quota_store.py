@@ -11,7 +11,7 @@ from tests.support.bucket import Bucket, Shutter
 from tests.support.databases import OpenWorker, execute, rows
 from worker.adapters.database.opening import Database
 from worker.domain.bucket import GENTLE_SECONDS, Draw, Size, starts
-from worker.domain.quota import Exchange, Exchanged, MeterOrder, Order, Sample
+from worker.domain.quota import Exchange, Exchanged, Glance, MeterOrder, Order, Sample
 
 SIZE = Size(6000)
 PATIENCE = 2.0
@@ -146,15 +146,17 @@ class TestClosing:
             assert 55 < grant.closed_seconds <= 60
             assert grant.closed_for == "rate_limit"
 
-    async def test_a_look_tells_how_often_it_was_closed(self, open_worker: OpenWorker) -> None:
+    async def test_a_look_tells_how_it_stands(self, open_worker: OpenWorker, migrated_url: str) -> None:
         """The same news from another worker counts once; a look draws nothing and makes no bucket."""
         async with open_worker() as one, open_worker() as other:
-            assert await other.quota.closings("main", "m") == 0
+            assert await other.quota.look("main", "m") == Glance()
             for after in (0, 0, 1):
                 close = Order(account="main", name="m", close_seconds=1.0, close_after=after)
                 await draw(one, close)
-            assert await other.quota.closings("main", "m") == 2
-            assert await other.quota.closings("main", "other") == 0
+            assert await other.quota.look("main", "m") == Glance(closings=2)
+            assert await other.quota.look("main", "other") == Glance()
+            await execute(migrated_url, "UPDATE buckets SET paused = 1")
+            assert await other.quota.look("main", "m") == Glance(closings=2, paused=True)
 
     async def test_a_refusal_is_followed_by_a_trickle(self, database: Database, migrated_url: str) -> None:
         """Levels and corrections are those of the arithmetic, from a refusal to the full speed."""

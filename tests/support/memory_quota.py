@@ -2,7 +2,7 @@
 
 from tests.support.bucket import Bucket, Shutter
 from worker.domain.bucket import Size
-from worker.domain.quota import Exchange, Exchanged, Grant, MeterGrant, MeterOrder, Order, Sample
+from worker.domain.quota import Exchange, Exchanged, Glance, Grant, MeterGrant, MeterOrder, Order, Sample
 from worker.ports import Clock
 
 PROBE_SECONDS = 60.0
@@ -39,8 +39,9 @@ class MemoryQuota:
             samples={model: self._samples[model] for model in exchange.samples},
         )
 
-    async def closings(self, account: str, name: str) -> int:
-        return self._shutters.get((account, name), Shutter()).closings
+    async def look(self, account: str, name: str) -> Glance:
+        closings = self._shutters.get((account, name), Shutter()).closings
+        return Glance(closings=closings, paused=name in self.paused)
 
     async def probe(self, account: str) -> bool:
         until, reason = self._accounts.get(account, (1e18, ""))

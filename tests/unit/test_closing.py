@@ -18,7 +18,7 @@ from worker.core.line import Line, Waiter
 from worker.domain.attempt import Account
 from worker.domain.bucket import GENTLE_SECONDS, LONGEST_GENTLE, OPEN, TRICKLE, Opening, Size, starts
 from worker.domain.job import JobKey
-from worker.domain.quota import Grant, MeterGrant
+from worker.domain.quota import Glance, Grant, MeterGrant
 
 ACCOUNT = Account()
 BOOK = LimitBook(
@@ -107,10 +107,10 @@ class TestDoor:
     def test_a_look_closes_until_the_rest_is_asked_for(self) -> None:
         """It tells only that there was a refusal; the answer tells for how long."""
         door = Door()
-        assert not door.look(7, 0.0)  # the first answer tells what is closed
+        assert not door.look(Glance(closings=7), 0.0)  # the first answer tells what is closed
         door.take_in(a_grant(closings=7), 0.0)
-        assert not door.look(7, 1.0)
-        assert door.look(8, 2.0)
+        assert not door.look(Glance(closings=7), 1.0)
+        assert door.look(Glance(closings=8), 2.0)
         assert (door.behind, door.is_closed(2.2), door.shut_at) == (True, True, 2.0)
         door.take_in(a_grant(closed=-0.1, gentle=4.7, closings=8), 2.1)
         assert (door.behind, door.is_closed(2.1), door.missed) == (False, False, False)

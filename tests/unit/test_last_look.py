@@ -23,6 +23,7 @@ from worker.domain.attempt import Account
 from worker.domain.events import Broken
 from worker.domain.job import JobKey
 from worker.domain.outcome import Answered, Outcome
+from worker.domain.quota import Glance
 from worker.domain.usage import Usage
 from worker.ports import Call, Claimed, JobStore, NextAttempt, OpenAI, PriceBook, Progress
 
@@ -58,11 +59,11 @@ class LookedAt(MemoryQuota):
     away = False
 
     @override
-    async def closings(self, account: str, name: str) -> int:
+    async def look(self, account: str, name: str) -> Glance:
         self.looks += 1
         if self.away:
             raise ConnectionError
-        return await super().closings(account, name)
+        return await super().look(account, name)
 
 
 @asynccontextmanager
@@ -164,6 +165,44 @@ async def test_those_who_were_held_up_do_not_leave_together(quota: LookedAt, sin
 
         await asyncio.gather(*map(leave, permits))
     assert 0.02 < max(times) - min(times) < 0.3
+
+
+@pytest.mark.parametrize("limit", [1200, None])
+async def test_a_pause_is_seen_after_a_silence(quota: LookedAt, limit: int | None) -> None:
+    """A limit that was not used for long hears of nothing: its first requests look, all of them once."""
+    book = LimitBook(default=Limit(requests_per_minute=limit), by_model={})
+    async with SharedLimiter.opened(book, quota, LoopClock(), Events()) as limiter:
+        first = await limiter.admit(need(), patience=5)
+        assert await first.holds()
+        first.settle(used=True)
+        await asyncio.sleep(30)
+        quota.paused.add(MODEL)
+        # From what is in hand; those that come later may hear of it before they look.
+        permits = [permit for _ in range(3) if (permit := await limiter.try_admit(need()))]
+        assert permits
+        assert not any(await asyncio.gather(*(permit.holds() for permit in permits)))
+        assert quota.looks <= 1
+        for permit in permits:
+            permit.cancel()
+        with pytest.raises(PostponedError):
+            await limiter.admit(need(), patience=5)
+        quota.paused.clear()
+        await asyncio.sleep(30)
+        permit = await limiter.admit(need(), patience=5)
+        assert await permit.holds()
+
+
+async def test_while_nobody_was_refused_nobody_looks(quota: LookedAt) -> None:
+    """A start asks its draw, and that is enough."""
+    async with workers(2, quota, Events()) as (one, _):
+        for number in range(40):
+            permit = await one.admit(need(), patience=5)
+            await asyncio.sleep(0.2)
+            assert await permit.holds()
+            permit.settle(used=True)
+            if number == 10:  # by then all are counted
+                quota.looks = 0
+    assert quota.looks == 0
 
 
 async def test_who_cannot_look_goes(quota: LookedAt) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from worker.domain.bucket import OPEN, Opening
-from worker.domain.quota import Grant
+from worker.domain.quota import Glance, Grant
 
 _SHORTEST: Final = 0.3
 """With the trickle that follows five seconds: nothing is gained by being back at full speed any sooner."""
@@ -70,13 +70,15 @@ class Door:
         if now + seconds > self.closed_until:
             self.closed_until, self.closed_for = now + seconds, reason
 
-    def look(self, closings: int, now: float) -> bool:
-        """Take in how often it was closed; True where that is news, and the rest has to be asked for."""
-        if self.fresh or closings <= self._known:
-            return False
-        self._known, self.behind = closings, True
-        self.shut(now, _SHORTEST, self.closed_for)
-        return True
+    def look(self, glance: Glance, now: float) -> bool:
+        """Take in a glance at it; True where that is news, and the rest has to be asked for."""
+        was_paused, self.paused = self.paused, glance.paused
+        closed = not self.fresh and glance.closings > self._known
+        if closed:
+            self._known = glance.closings
+            self.shut(now, _SHORTEST, self.closed_for)
+        self.behind |= closed or self.paused is not was_paused
+        return closed or self.paused
 
     def take_news(self) -> Closing:
         """Return what has to be told with the next order."""

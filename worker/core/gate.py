@@ -1,5 +1,6 @@
 """One shared limit in this process: who waits, who runs, and when the next may start."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -10,7 +11,7 @@ from worker.core.limits import Limit
 from worker.core.line import Line, Parked, Waiter
 from worker.core.pacer import Pacer
 from worker.core.supply import Supply
-from worker.domain.quota import Grant, Order
+from worker.domain.quota import Glance, Grant, Order
 from worker.domain.rate_headers import read_rate_headers
 
 _POLL_SECONDS: Final = 1.0
@@ -18,6 +19,8 @@ _IDLE_SECONDS: Final = 10.0
 _FRESH_SECONDS: Final = 0.05
 _WARY_SECONDS: Final = 0.015
 """Where news is older at a start, the others are asked once more; the latter after a recent refusal."""
+_STALE_SECONDS: Final = 1.5
+"""While it is used, news comes every second."""
 _COUNTED_SECONDS: Final = 2.0
 """So long after the first answer the others are counted that came at the same time."""
 _LATE_SECONDS: Final = 0.5
@@ -40,6 +43,7 @@ class Gate:
     may: Callable[[str], bool]
     begun: Callable[[str], None]
     door: Door = field(default_factory=Door)
+    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
     parked: Parked = field(default_factory=Parked)
     supply: Supply = field(init=False)
     drawn: Draws = field(init=False)
@@ -163,14 +167,20 @@ class Gate:
         """Whether a refusal was so recent that another one is likely."""
         return now < self.door.wary_until
 
-    def is_shared(self, now: float) -> bool:
-        """Whether other workers may use it: those who have just come are not counted yet."""
-        return self.others > 0 or now < self._counted_from
+    def must_look(self, now: float) -> bool:
+        """Whether the others' news is wanted before a request leaves.
 
-    def look(self, closings: int, asked_at: float, now: float) -> None:
-        """Take in how often it was closed."""
+        That is where another worker is likely to have been refused since the last news; one that came at
+        the same time is not counted yet. And where nothing was heard for long, since it was not used: it
+        may be paused.
+        """
+        refused = now < self._counted_from or (self.others > 0 and self.is_wary(now))
+        return (refused and self.is_news_old(now)) or now - self._heard_at > _STALE_SECONDS
+
+    def look(self, glance: Glance, asked_at: float, now: float) -> None:
+        """Take in how often it was closed, and whether it is paused."""
         self._heard_at = asked_at
-        if self.door.look(closings, now):
+        if self.door.look(glance, now):
             self._clear()
 
     def start(self, waiter: Waiter) -> None:

@@ -253,22 +253,26 @@ class SharedLimiter(Limiter):
     async def _confirm(self, permit: GatePermit) -> bool:
         """Whether a permit holds to the last; where the news is old, look at the others' once more."""
         gate, now = permit.gate, self._clock.monotonic()
-        if gate.holds(permit.admitted_at, now) and gate.is_shared(now) and gate.is_news_old(now):
+        if gate.holds(permit.admitted_at, now) and gate.must_look(now):
             if gate.is_wary(now) and now - permit.due > _HELD_UP_SECONDS:
                 # What held it up may have held up the other workers too: else all would leave together.
                 await self._clock.sleep(random.uniform(0, _SPREAD_SECONDS))  # noqa: S311 no secret
-            await self._look(gate, self._clock.monotonic())
+            await self._look(gate)
         return gate.holds(permit.admitted_at, self._clock.monotonic())
 
-    async def _look(self, gate: Gate, now: float) -> None:
-        try:
-            closings = await self._store.closings(gate.account, gate.name)
-        except Exception as error:  # noqa: BLE001 - whatever it is, what was admitted goes, as if there were no news
-            self._observer(Broken(key=None, where="limits", error=error))
-            return
-        gate.look(closings, now, self._clock.monotonic())
-        if gate.door.behind:
-            self._wake.set()
+    async def _look(self, gate: Gate) -> None:
+        async with gate.looking:
+            now = self._clock.monotonic()
+            if not gate.must_look(now):
+                return  # somebody has just looked
+            try:
+                glance = await self._store.look(gate.account, gate.name)
+            except Exception as error:  # noqa: BLE001 - whatever it is, what was admitted goes, as if there were no news
+                self._observer(Broken(key=None, where="limits", error=error))
+                return
+            gate.look(glance, now, self._clock.monotonic())
+            if gate.door.behind:
+                self._wake.set()
 
     def _ended(self, permit: GatePermit) -> None:
         """Make room for the next one."""

@@ -66,6 +66,15 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Glance:
+    """What is seen of a gate without drawing anything."""
+
+    closings: int = 0
+    """How many there were."""
+    paused: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """Sums over settled requests of one model; what was estimated, and what it came to."""
 

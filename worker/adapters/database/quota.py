@@ -14,7 +14,7 @@ from worker.adapters.database.statements import Statements
 from worker.adapters.database.tables import account_gates, bucket_users, buckets, model_samples
 from worker.adapters.database.work import Step
 from worker.adapters.database.writer import GroupCommit
-from worker.domain.quota import Exchange, Exchanged, Grant, Order, Sample
+from worker.domain.quota import Exchange, Exchanged, Glance, Grant, Order, Sample
 from worker.ports import QuotaStore
 
 PROBE_SECONDS: Final = 60.0
@@ -34,7 +34,7 @@ class QuotaStatements:
         self.open_bucket = sql.insert_new(buckets)
         self.draw = draw_statement(sql)
         columns = buckets.c
-        self.closings: Select[Any] = select(columns.closings).where(
+        self.look: Select[Any] = select(columns.closings, columns.paused).where(
             columns.account == bindparam("of_account"), columns.name == bindparam("of_name")
         )
         self.tell = sql.upsert(bucket_users)
@@ -188,10 +188,11 @@ class SqlQuotaStore(QuotaStore):
         return await self._writer.submit(RunExchange(self._statements, self._worker_id, exchange))
 
     @override
-    async def closings(self, account: str, name: str) -> int:
+    async def look(self, account: str, name: str) -> Glance:
         asked = {"of_account": account, "of_name": name}
         async with reading(self._engine) as connection:
-            return int(await connection.scalar(self._statements.closings, asked) or 0)
+            found = (await connection.execute(self._statements.look, asked)).one_or_none()
+        return Glance(closings=found.closings, paused=bool(found.paused)) if found else Glance()
 
     @override
     async def probe(self, account: str) -> bool:
