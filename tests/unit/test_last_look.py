@@ -11,7 +11,7 @@ import pytest
 from typing_extensions import override
 
 from tests.support.databases import Events, a_job
-from tests.support.loop_clock import LoopClock
+from tests.support.loop_clock import SkippingClock
 from tests.support.memory_quota import MemoryQuota
 from worker.core.journal import Journal
 from worker.core.limiter import SharedLimiter
@@ -58,6 +58,10 @@ class LookedAt(MemoryQuota):
     looks = 0
     away = False
 
+    def __init__(self, clock: SkippingClock) -> None:
+        super().__init__(clock)
+        self.clock = clock
+
     @override
     async def look(self, account: str, name: str) -> Glance:
         self.looks += 1
@@ -67,14 +71,14 @@ class LookedAt(MemoryQuota):
 
 
 @asynccontextmanager
-async def workers(number: int, quota: MemoryQuota, events: Events) -> AsyncIterator[list[SharedLimiter]]:
+async def workers(number: int, quota: LookedAt, events: Events) -> AsyncIterator[list[SharedLimiter]]:
     """Open limiters that know of each other."""
     quota.others = number - 1
     if number == 0:
         yield []
         return
     async with (
-        SharedLimiter.opened(BOOK, quota, LoopClock(), events) as limiter,
+        SharedLimiter.opened(BOOK, quota, quota.clock, events) as limiter,
         workers(number - 1, quota, events) as others,
     ):
         quota.others = number - 1
@@ -84,7 +88,7 @@ async def workers(number: int, quota: MemoryQuota, events: Events) -> AsyncItera
 @pytest.fixture
 def quota() -> LookedAt:
     """Return what limiters share."""
-    return LookedAt(LoopClock())
+    return LookedAt(SkippingClock())
 
 
 async def test_what_was_admitted_before_a_refusal_stays(quota: LookedAt) -> None:
@@ -151,7 +155,8 @@ async def test_those_who_were_held_up_do_not_leave_together(quota: LookedAt, sin
     """
     async with workers(2, quota, Events()) as (one, two):
         one.close_bucket(ACCOUNT, MODEL, 0.3, "rate_limit_exceeded")
-        await asyncio.sleep(6)
+        await asyncio.sleep(0.3)
+        quota.clock.skip(6)
         permits = [await limiter.admit(need(), patience=5) for limiter in (one, two) for _ in range(4)]
         await asyncio.sleep(0.1 if since == "after" else 0.03)
         for permit in permits:
@@ -171,11 +176,14 @@ async def test_those_who_were_held_up_do_not_leave_together(quota: LookedAt, sin
 async def test_a_pause_is_seen_after_a_silence(quota: LookedAt, limit: int | None) -> None:
     """A limit that was not used for long hears of nothing: its first requests look, all of them once."""
     book = LimitBook(default=Limit(requests_per_minute=limit), by_model={})
-    async with SharedLimiter.opened(book, quota, LoopClock(), Events()) as limiter:
+    async with SharedLimiter.opened(book, quota, quota.clock, Events()) as limiter:
         first = await limiter.admit(need(), patience=5)
         assert await first.holds()
         first.settle(used=True)
-        await asyncio.sleep(30)
+        (gate,) = limiter._gates
+        while limit and not gate.supply.covers(1):  # noqa: ASYNC110 until some are in hand
+            await asyncio.sleep(0.01)
+        quota.clock.skip(30)
         quota.paused.add(MODEL)
         # From what is in hand; those that come later may hear of it before they look.
         permits = [permit for _ in range(3) if (permit := await limiter.try_admit(need()))]
@@ -187,7 +195,7 @@ async def test_a_pause_is_seen_after_a_silence(quota: LookedAt, limit: int | Non
         with pytest.raises(PostponedError):
             await limiter.admit(need(), patience=5)
         quota.paused.clear()
-        await asyncio.sleep(30)
+        quota.clock.skip(30)
         permit = await limiter.admit(need(), patience=5)
         assert await permit.holds()
 
@@ -195,12 +203,14 @@ async def test_a_pause_is_seen_after_a_silence(quota: LookedAt, limit: int | Non
 async def test_while_nobody_was_refused_nobody_looks(quota: LookedAt) -> None:
     """A start asks its draw, and that is enough."""
     async with workers(2, quota, Events()) as (one, _):
-        for number in range(40):
+        (await one.admit(need(), patience=5)).settle(used=True)
+        quota.clock.skip(3)  # by now all are counted
+        for number in range(10):
             permit = await one.admit(need(), patience=5)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.1)
             assert await permit.holds()
             permit.settle(used=True)
-            if number == 10:  # by then all are counted
+            if number == 0:
                 quota.looks = 0
     assert quota.looks == 0
 
@@ -272,7 +282,7 @@ async def test_a_request_that_may_not_leave_any_more_stands_in_line_again(quota:
             openai=openai,
             limiter=limiter,
             prices=NoPrices(),
-            clock=LoopClock(),
+            clock=quota.clock,
             observer=Events(),
             random=lambda: 0.5,
             account_of=lambda _: ACCOUNT,
