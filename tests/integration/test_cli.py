@@ -228,7 +228,11 @@ async def test_jobs_list_and_show(stored: CommandLine, sqlite_url: str) -> None:
     with_content = (await stored("jobs", "show", "one", "--tenant", "acme", "--content", "--json")).json
     assert (with_content["request"], with_content["reply"]) == (json.loads(body), {"output_text": "secret"})
     missing = await stored("jobs", "show", "one")
-    assert (missing.code, missing.err) == (1, "there is no job one of the tenant default\n")
+    elsewhere = "there is no job one of the tenant default; there is one with `--tenant acme`\n"
+    assert (missing.code, missing.err) == (1, elsewhere)
+    missing = await stored("jobs", "explain", "nothing")
+    assert missing.code == 1
+    assert missing.err.endswith("a message that was refused is in `openai-worker dead list`\n")
 
 
 async def test_cancel_reaches_database_and_workers(
@@ -248,6 +252,34 @@ async def test_cancel_reaches_database_and_workers(
         await database.store.finish(a_finish(job, token))
     late = await stored("jobs", "cancel", "one", "--tenant", "acme")
     assert (late.code, late.err) == (1, "the job has its outcome already: succeeded\n")
+
+
+async def test_cancelling_what_nobody_has_seen_says_so(stored: CommandLine, sqlite_url: str) -> None:
+    """A slip is told from a job that waits, is not listed among those, and names the tenants that have it."""
+    async with open_database(sqlite_url, observer=Told(), lease_seconds=60) as database:
+        await database.store.wait(a_wait(a_job("one"), None))
+    for name, there in (("typo", ""), ("one", "; there is one with `--tenant acme`")):
+        said = f"no job {name} of the tenant default has arrived; only the request to cancel it is known"
+        ended = await stored("jobs", "cancel", name)
+        assert (ended.code, ended.err) == (0, f"{said}, and is kept in case it does{there}\n")
+    listed = (await stored("jobs", "list", "--status", "waiting", "--json")).json
+    assert [one["tenant"] for one in listed] == ["acme"]
+    assert (await stored("jobs", "explain", "typo")).out.startswith("only a request to cancel it is known")
+
+
+async def test_pausing_what_nobody_uses_is_warned_of(stored: CommandLine, tmp_path: Path) -> None:
+    """It is done all the same; what is in the settings, or in use, needs no warning."""
+    (tmp_path / "worker.toml").write_text('[limits."gpt-6-*"]\nrequests_per_minute = 1\n')
+    for name, warning in (
+        ("typo", "no limit or model typo is known yet"),
+        ("gpt-6-luna", "this holds nothing up"),
+    ):
+        ended = await stored("limits", "pause", name)
+        done, *warned = ended.err.splitlines()
+        assert (ended.code, done) == (0, f"{name} is paused on the account default")
+        assert [line.startswith(warning) for line in warned] == [True]
+    for name in ("gpt-6-*", "typo"):
+        assert (await stored("limits", "pause", name)).err == f"{name} is paused on the account default\n"
 
 
 async def test_replay_publishes_the_message_again(

@@ -119,11 +119,21 @@ class TestJobs:
         assert await database.queries.job(JobKey("acme", "nobody")) is None
 
     async def test_cancelled_before_it_came(self, database: Database) -> None:
-        """A cancel request without its job is shown for what it is."""
+        """A cancel request without its job is shown for what it is, and not among the jobs."""
         await database.cancels.request_cancel(JobKey("acme", "early"))
-        (job,) = await database.queries.jobs()
-        assert (job.kind, job.model, job.status) == (None, None, "waiting")
-        assert job.cancel_requested_at is not None
+        assert await database.queries.jobs() == []
+        assert await database.queries.jobs(JobFilter(status=JobStatus.WAITING)) == []
+        assert await database.queries.tenants("early", most=5) == []
+        detail = await database.queries.job(JobKey("acme", "early"))
+        assert detail is not None
+        assert (detail.job.kind, detail.job.model, detail.job.status) == (None, None, "waiting")
+        assert detail.job.cancel_requested_at is not None
+
+    async def test_tenants_that_have_an_id(self, jobs: list[str], database: Database) -> None:
+        """One id may be several tenants'."""
+        await finish(database, a_job(jobs[0], tenant="globex"))
+        assert await database.queries.tenants(jobs[0], most=5) == ["acme", "globex"]
+        assert await database.queries.tenants(jobs[0], most=1) == ["acme"]
 
 
 class TestUsage:

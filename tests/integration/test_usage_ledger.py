@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tests.support.databases import (
     a_progress,
     a_record,
     a_token,
+    a_wait,
     an_intent,
     execute,
     rows,
@@ -38,6 +39,7 @@ from worker.adapters.database.summary import Summary
 from worker.adapters.database.tables import SUMMED, attempts, requests, results
 from worker.cli.ledger_files import CsvFile, LedgerFileError, ParquetFolder
 from worker.domain.attempt import Account, AttemptState, Entry
+from worker.domain.job import JobKey
 from worker.domain.prices import PriceList
 from worker.ports import AlreadyDone, Claim
 
@@ -498,6 +500,21 @@ class TestRetention:
         assert left["attempts"] == ["new", "owed", "runs"]
         assert left["jobs"] == ["new", "old", "owed", "runs"]
         assert left["usage_ledger"] == ["new", "old", "owed"]
+
+    async def test_a_request_to_cancel_what_never_came_is_forgotten(
+        self, database: Database, engine: AsyncEngine, migrated_url: str
+    ) -> None:
+        """In the end, with or without other limits; jobs that wait, and younger requests, stay."""
+        long_ago = datetime(2001, 1, 1, tzinfo=UTC)
+        await database.store.wait(a_wait(a_job("waits", received_at=long_ago - DAY), None))
+        for number in range(450):
+            await database.cancels.request_cancel(JobKey("acme", f"typo-{number}"))
+        await execute(
+            migrated_url, "UPDATE jobs SET received_at = '2000-01-01 00:00:00.000000' WHERE kind IS NULL"
+        )
+        await database.cancels.request_cancel(JobKey("acme", "young"))
+        assert await Retention(engine).forget_cancels(long_ago) == 450
+        assert (await self.left(migrated_url))["jobs"] == ["waits", "young"]
 
     async def test_who_looks_for_something_to_erase_waits_for_nobody(
         self, database: Database, engine: AsyncEngine, migrated_url: str

@@ -19,12 +19,14 @@ WORKER = WorkerRow(
     running=1,
 )
 
+RETURNED = "its reply was returned 2 of 5 times: no queue q; next try at 2026-11-22 12:01:00 UTC, in 60 s"
+
 
 def job(**fields: Any) -> JobRow:
     """Return a waiting job of which nothing special is known."""
     plain: dict[str, Any] = dict.fromkeys(JobRow.__dataclass_fields__)
     plain |= {"tenant": "acme", "job_id": "one", "kind": "tool", "status": "waiting", "attempts": 1}
-    plain |= {"labels": {}, "reply_status": "none", "received_at": NOON, "takeovers": 0}
+    plain |= {"labels": {}, "reply_status": "none", "received_at": NOON, "takeovers": 0, "reply_tries": 0}
     return JobRow(**(plain | fields))
 
 
@@ -60,6 +62,27 @@ def job(**fields: Any) -> JobRow:
             [
                 "it failed (timeout) at 2026-11-22 12:00:00 UTC, after 1 requests to OpenAI",
                 "nobody asked for a reply; the result is stored",
+            ],
+        ),
+        (
+            {"status": "succeeded", "finished_at": NOON, "reply_status": "pending", "reply_to": "q"},
+            [
+                "it succeeded at 2026-11-22 12:00:00 UTC, after 1 requests to OpenAI",
+                "its reply to q is owed and will be published by any worker",
+            ],
+        ),
+        (
+            {
+                "status": "succeeded",
+                "finished_at": NOON,
+                "reply_status": "pending",
+                "reply_to": "q",
+                "reply_tries": 2,
+                "reply_due_at": NOON + timedelta(seconds=60),
+            },
+            [
+                "it succeeded at 2026-11-22 12:00:00 UTC, after 1 requests to OpenAI",
+                RETURNED,
             ],
         ),
         (
@@ -117,6 +140,26 @@ def test_closed_credentials_are_named() -> None:
     closed = [ClosedAccount(account="main", closed_seconds=40, closed_for="insufficient_quota")]
     lines = explain(job(model="gpt-6"), [WORKER], NOON, closed=closed)
     assert lines[1] == "credentials main are closed: insufficient_quota; they are tried again in 40 s"
+
+
+def test_a_worker_whose_sign_of_life_is_overdue_is_told() -> None:
+    """Within the lease of a worker that may be dead, who waits learns from when on others take over."""
+    alive = WorkerRow(
+        worker_id="w1",
+        host="box",
+        pid=7,
+        started_at=NOON - timedelta(hours=1),
+        alive_until=NOON + timedelta(seconds=60),
+        running=1,
+    )
+    running = job(status="running", lease_owner="w1")
+    (line,) = explain(running, [alive], NOON + timedelta(seconds=25), lease_seconds=60)
+    assert line.startswith("it is at work on box, process 7")
+    (line,) = explain(running, [alive], NOON + timedelta(seconds=35), lease_seconds=60)
+    assert line == (
+        "its worker on box, process 7, gave its last sign of life at 2026-11-22 12:00:00 UTC, and the next is"
+        " overdue; without one, others take the job over from 2026-11-22 12:01:00 UTC on"
+    )
 
 
 def test_a_worker_that_stopped_breathing_is_told() -> None:

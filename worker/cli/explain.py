@@ -1,8 +1,8 @@
 """Why a job stands where it stands, in plain words."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
 
 from worker.cli.output import dollars
 from worker.domain.claims import JobStatus
@@ -10,6 +10,10 @@ from worker.domain.claims import JobStatus
 if TYPE_CHECKING:
     from worker.adapters.database.limits import ClosedAccount, LimitRow
     from worker.adapters.database.queries import JobDetail, JobRow, WorkerRow
+
+LEASE_SECONDS: Final = 60.0
+_OVERDUE: Final = 0.5
+"""Of a lease, without a sign of life: one comes with every third."""
 
 
 def explain(
@@ -20,10 +24,11 @@ def explain(
     calling: bool = True,
     limits: Sequence["LimitRow"] = (),
     closed: Sequence["ClosedAccount"] = (),
+    lease_seconds: float = LEASE_SECONDS,
 ) -> list[str]:
     """Return what is known, the reason first. `calling`: a request of it may be at OpenAI."""
     now = now or datetime.now(UTC)
-    lines = list(_lines(job, workers, now))
+    lines = list(_lines(job, workers, now, timedelta(seconds=lease_seconds)))
     if not JobStatus(job.status).terminal and not (job.status == JobStatus.RUNNING and calling):
         lines += _limits(job, limits, closed)
     return lines
@@ -64,15 +69,15 @@ def _limits(job: "JobRow", limits: Sequence["LimitRow"], closed: Sequence["Close
             )
 
 
-def _lines(job: "JobRow", workers: Sequence["WorkerRow"], now: datetime) -> Iterator[str]:
+def _lines(job: "JobRow", workers: Sequence["WorkerRow"], now: datetime, lease: timedelta) -> Iterator[str]:
     status = JobStatus(job.status)
     if status.terminal:
         code = f" ({job.error_code})" if job.error_code else ""
         yield f"it {_ENDS[status]}{code} at {_time(job.finished_at)}, after {job.attempts} requests to OpenAI"
-        yield _REPLIES[job.reply_status].format(queue=job.reply_to)
+        yield _reply(job, now)
         return
     if status is JobStatus.RUNNING:
-        yield _running(job, workers, now)
+        yield _running(job, workers, now, lease)
     elif job.kind is None:
         yield "only a request to cancel it is known; the job itself has not arrived"
     else:
@@ -97,11 +102,33 @@ _REPLIES = {
 }
 
 
-def _running(job: "JobRow", workers: Sequence["WorkerRow"], now: datetime) -> str:
+def _reply(job: "JobRow", now: datetime) -> str:
+    # Here, as it brings a library along that `--help` would wait for.
+    from worker.adapters.database.replies import MOST_TRIES
+
+    if job.reply_status != "pending" or not job.reply_tries:
+        return _REPLIES[job.reply_status].format(queue=job.reply_to)
+    due = job.reply_due_at
+    when = "which is now" if due is None or due <= now else f"in {(due - now).total_seconds():.0f} s"
+    return (
+        f"its reply was returned {job.reply_tries} of {MOST_TRIES} times: no queue {job.reply_to};"
+        f" next try at {_time(due)}, {when}"
+    )
+
+
+def _running(job: "JobRow", workers: Sequence["WorkerRow"], now: datetime, lease: timedelta) -> str:
     owner = next((one for one in workers if one.worker_id == job.lease_owner), None)
     if owner is None or owner.alive_until <= now:
         since = f" since {_time(owner.alive_until)}" if owner else ""
         return f"its worker has given no sign of life{since}; the next one to get its message takes it over"
+    # The lease is that of our own settings: nobody writes down how long a worker's is.
+    seen = max(owner.started_at, owner.alive_until - lease)
+    if now - seen > lease * _OVERDUE:
+        return (
+            f"its worker on {owner.host}, process {owner.pid}, gave its last sign of life at {_time(seen)},"
+            " and the next is overdue; without one,"
+            f" others take the job over from {_time(owner.alive_until)} on"
+        )
     return (
         f"it is at work on {owner.host}, process {owner.pid}, with {job.attempts} requests to OpenAI so far"
     )

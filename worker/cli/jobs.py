@@ -12,6 +12,7 @@ from schemas.job import DEFAULT_TENANT
 from schemas.names import CANCEL_KEY, CONTROL, JOBS, Kind
 from worker.cli.explain import explain as reasons
 from worker.cli.explain import money
+from worker.cli.missing import kept_for_later, missing
 from worker.cli.output import dollars, plain, print_facts, print_json, print_rows
 from worker.cli.wiring import Exit, Sender, broker, complain, database, ledger, settings, stop, work
 from worker.domain.attempt import AttemptState
@@ -117,10 +118,10 @@ def explain(job_id: Id, *, tenant: Tenant = DEFAULT_TENANT, json: Json = False) 
 @app.command()
 def cancel(job_id: Id, *, tenant: Tenant = DEFAULT_TENANT) -> None:
     """Cancel a job: one that waits never starts, a running call is closed. Exit 1 if it is too late."""
-    status = work(_cancel(settings(), JobKey(tenant, job_id)))
+    status, unknown = work(_cancel(settings(), JobKey(tenant, job_id)))
     if status.terminal:
         stop(f"the job has its outcome already: {status}", Exit.FAILED)
-    complain(f"the job was {status}; it will be cancelled")
+    complain(unknown or f"the job was {status}; it will be cancelled")
 
 
 @app.command()
@@ -135,7 +136,8 @@ async def _explain(loaded: "Settings", key: JobKey) -> list[str]:
     async with database(loaded) as queries:
         limits, closed = await queries.limits()
     calling = any(attempt.state == AttemptState.IN_FLIGHT for attempt in detail.attempts)
-    lines = reasons(detail.job, workers, calling=calling, limits=limits, closed=closed)
+    lease = loaded.worker_lease_seconds
+    lines = reasons(detail.job, workers, calling=calling, limits=limits, closed=closed, lease_seconds=lease)
     return [*lines, *money(detail)]
 
 
@@ -171,11 +173,12 @@ async def _find(loaded: "Settings", key: JobKey) -> tuple["JobDetail", list["Wor
     async with database(loaded) as queries:
         detail = await queries.job(key)
         if detail is None:
-            stop(f"there is no job {key.job_id} of the tenant {key.tenant}", Exit.FAILED)
+            stop(await missing(queries, key), Exit.FAILED)
         return detail, await queries.workers()
 
 
-async def _cancel(loaded: "Settings", key: JobKey) -> JobStatus:
+async def _cancel(loaded: "Settings", key: JobKey) -> tuple[JobStatus, str | None]:
+    """Ask for it; return how the job stood, and what to say where no such job is known."""
     from worker.adapters.database.opening import open_cancels
 
     url, patience = loaded.database_url.get_secret_value(), loaded.worker_startup_timeout
@@ -186,7 +189,10 @@ async def _cancel(loaded: "Settings", key: JobKey) -> JobStatus:
         body = Cancel(tenant=key.tenant, job_id=key.job_id).model_dump_json().encode()
         async with broker(loaded) as link:
             await Sender(link).send(body, exchange=CONTROL, routing_key=CANCEL_KEY)
-    return status
+    async with database(loaded) as queries:
+        detail = await queries.job(key)
+        known = detail is not None and detail.job.kind is not None
+        return status, None if known else await kept_for_later(queries, key)
 
 
 async def _replay(loaded: "Settings", key: JobKey) -> "JobRow":

@@ -1,6 +1,7 @@
 """`openai-worker limits`: the rate limits as every worker sees them."""
 
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -28,7 +29,7 @@ _SHOWN: Final = (
     "learned_from",
 )
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="The model, or the glob of [limits] it falls under.")
+    str, typer.Argument(metavar="NAME", help=r"The model, or the glob of \[limits] it falls under.")
 ]
 Account = Annotated[
     str | None, typer.Option(help="Only on these credentials, or on the project or organization they share.")
@@ -50,9 +51,12 @@ def show(*, json: Annotated[bool, typer.Option("--json", help="Print a JSON arra
 @app.command()
 def pause(name: Name, *, account: Account = None) -> None:
     """Let no request through until `limits resume`; its jobs wait."""
-    found = work(_set(settings(), name, account, paused=True))
+    loaded = settings()
+    found, warning = work(_pause(loaded, name, account))
     for place, _ in found:
         complain(f"{name} is paused on the account {place}")
+    if warning:
+        complain(warning)
 
 
 @app.command()
@@ -68,6 +72,25 @@ def resume(name: Name, *, account: Account = None) -> None:
 async def _limits(loaded: "Settings") -> tuple[list["LimitRow"], list["ClosedAccount"]]:
     async with database(loaded) as queries:
         return await queries.limits()
+
+
+async def _pause(
+    loaded: "Settings", name: str, account: str | None
+) -> tuple[list[tuple[str, str]], str | None]:
+    """Pause; return what is paused, and a warning where that may have been a slip."""
+    used, _ = await _limits(loaded)
+    warning = None if any(row.name == name for row in used) else _strange(loaded, name)
+    return await _set(loaded, name, account, paused=True), warning
+
+
+def _strange(loaded: "Settings", name: str) -> str | None:
+    """Say why pausing a limit that nobody has used yet may hold nothing up."""
+    if name in loaded.limits:
+        return None
+    undo = f"`openai-worker limits resume {name}` takes it back"
+    if glob := next((one for one in loaded.limits if fnmatchcase(name, one)), None):
+        return f"this holds nothing up: {name} draws from the limit {glob}, so pause that; {undo}"
+    return f"no limit or model {name} is known yet: is it spelt right? {undo}"
 
 
 async def _set(loaded: "Settings", name: str, account: str | None, *, paused: bool) -> list[tuple[str, str]]:

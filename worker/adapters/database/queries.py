@@ -52,6 +52,9 @@ class JobRow:
     lease_owner: str | None
     takeovers: int
     cancel_requested_at: datetime | None
+    reply_tries: int
+    """How often its reply came back because there was no such queue."""
+    reply_due_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,9 +153,10 @@ class Queries:
         self._engine = engine
 
     async def jobs(self, only: JobFilter | None = None, *, limit: int = 50) -> list[JobRow]:
-        """Return jobs, newest first."""
+        """Return jobs, newest first. A request to cancel one that never came is none."""
         only = only or JobFilter()
-        newest = _columns(JobRow, jobs).order_by(jobs.c.received_at.desc()).limit(limit)
+        newest = _columns(JobRow, jobs).where(jobs.c.kind.is_not(None))
+        newest = newest.order_by(jobs.c.received_at.desc()).limit(limit)
         for column in (jobs.c.tenant, jobs.c.status, jobs.c.kind, jobs.c.model):
             if (value := getattr(only, column.name)) is not None:
                 newest = newest.where(column == value)
@@ -174,6 +178,12 @@ class Queries:
                 holds=await _all(connection, HoldRow, budget_holds, key),
                 budget=await _budget(connection, key.tenant),
             )
+
+    async def tenants(self, job_id: str, *, most: int) -> list[str]:
+        """Return tenants that have a job of this id."""
+        having = select(jobs.c.tenant).where(jobs.c.job_id == job_id, jobs.c.kind.is_not(None))
+        async with self._engine.connect() as connection:
+            return list(await connection.scalars(having.order_by(jobs.c.tenant).limit(most)))
 
     async def usage(self, by: Sequence[Group], only: UsageFilter | None = None) -> list[UsageRow]:
         """Return sums, in the order of their groups."""

@@ -1,6 +1,7 @@
 """Erases content by age or by tenant. The ledger is never touched; nor is the row of a job.
 
-A job's row stays as the memory of its key: the same job_id must not be billed again.
+A job's row stays as the memory of its key: the same job_id must not be billed again. What goes in
+the end is a request to cancel a job that never came.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from worker.adapters.database.engine import reading
 from worker.adapters.database.sql import KEYS, keys_value, sql_of
 from worker.adapters.database.tables import (
+    WAITING,
     attempts,
     checkpoints,
     jobs,
@@ -30,6 +32,8 @@ _ERASED: Final = 200
 _PAUSE_SECONDS: Final = 0.02
 
 _FINISHED: Final = and_(jobs.c.status.not_in(("waiting", "running")), jobs.c.reply_status != "pending")
+# The first two conditions are what the index of the waiting knows.
+_NEVER_CAME: Final = (WAITING, jobs.c.next_attempt_at.is_(None), jobs.c.kind.is_(None))
 Place: TypeAlias = tuple[datetime, str, str]
 _BY_AGE: Final = (jobs.c.received_at, jobs.c.job_id, jobs.c.tenant)
 
@@ -51,12 +55,28 @@ class Retention:
             )
             for table in (*CONTENT, attempts)
         }
+        key = tuple_(jobs.c.tenant, jobs.c.job_id)
+        self._forget = delete(jobs).where(key.in_(among), *_NEVER_CAME)
 
     async def expire(self, before: Mapping[Table, datetime]) -> int:
         """Erase from each table what belongs to jobs that ended before a time; return the number of rows."""
         return sum(
             [await self._erase(table, limit, jobs.c.finished_at < limit) for table, limit in before.items()]
         )
+
+    async def forget_cancels(self, before: datetime) -> int:
+        """Forget requests to cancel jobs that have not come since; return their number."""
+        wanted = select(jobs.c.tenant, jobs.c.job_id).where(*_NEVER_CAME, jobs.c.received_at < before)
+        forgotten = 0
+        while True:
+            async with reading(self._engine) as connection:
+                keys = [JobKey(*row) for row in await connection.execute(wanted.limit(_ERASED))]
+            if not keys:
+                return forgotten
+            async with self._engine.begin() as connection:
+                erased = await connection.execute(self._forget, {KEYS: keys_value(keys)})
+            forgotten += erased.rowcount
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     async def erase_tenant(self, tenant: str, before: datetime | None = None) -> int:
         """Erase a tenant's content; return the number of bodies."""

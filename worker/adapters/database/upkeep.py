@@ -26,6 +26,8 @@ from worker.ports import Clock, Observer
 _SECONDS: Final = 10.0
 """Between two rounds, roughly."""
 _ERASE_SECONDS: Final = 86_400.0
+_CANCELS_KEPT: Final = timedelta(days=30)
+"""For jobs that have not come: longer than one may well lie in a queue."""
 _TABLES: Final[Mapping[str, Table]] = {"requests": requests, "results": results, "attempts": attempts}
 
 
@@ -69,7 +71,7 @@ class Upkeep:
         await self._summary.catch_up()
         if self._budgets:
             await self.look_after_budgets()
-        if self._keep_days and self._clock.monotonic() >= self._next_erasure:
+        if self._clock.monotonic() >= self._next_erasure:
             await self.erase_old()
             self._next_erasure = self._clock.monotonic() + _ERASE_SECONDS
 
@@ -110,7 +112,8 @@ class Upkeep:
         """Erase what is older than its table keeps it."""
         now = self._clock.now()
         ages = {_TABLES[name]: now - timedelta(days=days) for name, days in self._keep_days.items()}
-        return await self._retention.expire(ages)
+        forgotten = await self._retention.forget_cancels(now - _CANCELS_KEPT)
+        return forgotten + await self._retention.expire(ages)
 
     async def _put_right(self, month: Month, now: datetime, unpriced: int) -> None:
         mine = (budget_months.c.tenant == month.tenant, budget_months.c.month == month.month)
