@@ -33,6 +33,14 @@ async def test_a_buried_letter_tells_who_why_and_when(amqp_url: str) -> None:
         assert await letters.find("unknown") is None
 
 
+async def test_a_letter_without_a_tenant_is_of_the_default_one(amqp_url: str) -> None:
+    """As the reply to its producer said; what cannot be read belongs to nobody."""
+    async with linked(amqp_url) as link:
+        for body in (b'{"job_id": "j-1"}', b"nonsense"):
+            await RabbitPublisher(link).bury(delivery(body=body), "why")
+        assert [letter.tenant for letter in await DeadLetters(link).browse(10)] == ["default", None]
+
+
 async def test_looking_costs_nothing(amqp_url: str) -> None:
     """After more looks than a delivery limit allows, all letters are there, with the same ids."""
     async with linked(amqp_url) as link:

@@ -107,12 +107,12 @@ EVENTS: list[tuple[Event, str, str]] = [
     (attempt(AttemptState.FAILED), "warning", "attempt finished"),
     (attempt(AttemptState.UNKNOWN), "warning", "attempt finished"),
     (JobWaits(key=KEY, lane="tool", seconds=30, reason="rate limit"), "info", "job waits"),
-    (JobRefused(lane="tool", job_id="x", reason="not JSON"), "warning", "job refused"),
+    (JobRefused(lane="tool", job_id="x", reason="not JSON", tenant="acme"), "warning", "job refused"),
     (JobRepeated(key=KEY, what="done"), "info", "job repeated"),
     (ReplySettled(key=KEY, what="undeliverable"), "warning", "reply undeliverable"),
     (ReplySettled(key=KEY, what="unconfirmed"), "info", "reply unconfirmed"),
     (ServerTrouble(server="rabbitmq", up=False, error="connection refused"), "error", "server is away"),
-    (ServerTrouble(server="rabbitmq", up=True), "info", "server is back"),
+    (ServerTrouble(server="rabbitmq", up=True), "debug", "server connected"),
     (BudgetSeen(warn=True, **BUDGET), "warning", "budget nearly spent"),
     (BudgetSeen(warn=True, incomplete=True, **BUDGET), "warning", "budget nearly spent"),
     (BudgetSeen(warn=False, incomplete=True, **BUDGET), "warning", "budget incomplete"),
@@ -148,6 +148,26 @@ def test_the_list_of_events_is_complete() -> None:
 def test_a_filtered_event_leaves_nothing(event: Event, level: str, _message: str) -> None:
     """Below the level in force, an event is not written."""
     assert bool(observe(event, level="warning")) == (level in {"warning", "error"})
+
+
+def test_only_who_was_away_is_back() -> None:
+    """The first connection of a start is no return; one after an outage is, to each server by itself."""
+    stream = io.StringIO()
+    observer = LogObserver(configure_logging(level="info", style="json", stream=stream))
+    for server, up in (("rabbitmq", True), ("rabbitmq", True), ("database", False), ("rabbitmq", True)):
+        observer(ServerTrouble(server=server, up=up))
+    observer(ServerTrouble(server="database", up=True))
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["message"], line["server"]) for line in lines] == [
+        ("server is away", "database"),
+        ("server is back", "database"),
+    ]
+
+
+def test_a_refused_job_names_its_tenant() -> None:
+    """As every line about a job does."""
+    (line,) = observe(JobRefused(lane="tool", job_id="x", reason="not JSON", tenant="acme"))
+    assert (line["tenant"], line["job_id"]) == ("acme", "x")
 
 
 def test_an_attempt_tells_its_cost() -> None:

@@ -68,15 +68,25 @@ class LogObserver:
 
     def __init__(self, logger: FilteringBoundLogger) -> None:
         self._logger = logger
+        self._missed: set[str] = set()
+        """Servers that have been away."""
 
     def __call__(self, event: Event) -> None:
         """Take note."""
-        level = _level(event)
+        first = isinstance(event, ServerTrouble) and self._is_first(event)
+        level = logging.DEBUG if first else _level(event)
         if not self._logger.is_enabled_for(level):
             return
         name, fields = _line(event)
+        name = "server connected" if first else name
         known = {key: value for key, value in fields.items() if value is not None}
         self._logger.log(level, name, **known)
+
+    def _is_first(self, event: ServerTrouble) -> bool:
+        """Whether a server is there that has never been away: every connection says so at the start."""
+        if not event.up:
+            self._missed.add(event.server)
+        return event.server not in self._missed
 
 
 def _level(event: Event) -> int:  # noqa: PLR0911 - one flat case for each level
@@ -118,7 +128,8 @@ def _line(event: Event) -> tuple[str, dict[str, Any]]:  # noqa: C901, PLR0911 - 
             fields = {"lane": event.lane, "seconds": round(event.seconds, 3), "reason": event.reason}
             return "job waits", _key(event.key) | fields
         case JobRefused():
-            return "job refused", {"job_id": event.job_id, "lane": event.lane, "reason": event.reason}
+            names = {"tenant": event.tenant, "job_id": event.job_id}
+            return "job refused", names | {"lane": event.lane, "reason": event.reason}
         case JobRepeated():
             return "job repeated", _key(event.key) | {"what": event.what}
         case ReplySettled():

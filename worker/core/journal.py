@@ -7,7 +7,7 @@ from typing import Any
 from worker.core.accounting import estimated, intent_for, measured
 from worker.core.services import Services
 from worker.domain.answer import Answer
-from worker.domain.attempt import Account, AttemptRecord, AttemptState, Intent, LedgerEntry
+from worker.domain.attempt import Account, AttemptRecord, AttemptState, Entry, Intent, LedgerEntry
 from worker.domain.events import AttemptFinished
 from worker.domain.job import Job
 from worker.domain.spend import Spend
@@ -160,6 +160,6 @@ class Journal:
                 seconds=(record.finished_at - intent.started_at).total_seconds(),
                 usage=ledger.usage if ledger else None,
                 cost_nano_usd=ledger.cost_nano_usd if ledger else None,
-                estimated=record.state is not AttemptState.SUCCEEDED,
+                estimated=ledger is not None and ledger.entry is Entry.ESTIMATED,
             )
         )

@@ -3,6 +3,7 @@
 import hashlib
 
 from schemas.failure import Failure, FailureCode
+from schemas.job import DEFAULT_TENANT
 from schemas.names import Kind
 from schemas.reply import ReplyStatus
 from worker.core.intake import Rejection
@@ -24,14 +25,15 @@ class Refusal:
 
     async def invalid(self, delivery: Delivery, rejection: Rejection) -> None:
         """Refuse what is no valid job. Raises PublishError."""
-        key = JobKey(rejection.tenant or "default", rejection.job_id) if rejection.job_id else None
+        key = JobKey(rejection.tenant or DEFAULT_TENANT, rejection.job_id) if rejection.job_id else None
         failure = Failure(code=FailureCode.INVALID_JOB, message=rejection.reason)
-        await self._refuse(delivery, key, rejection.kind, failure, rejection.address)
+        tenant = key.tenant if key else rejection.tenant
+        await self._refuse(delivery, key, rejection.kind, failure, rejection.address, tenant=tenant)
 
     async def conflict(self, delivery: Delivery, job: Job) -> None:
         """Refuse a job whose key belongs to another. Raises PublishError."""
         failure = Failure(code=FailureCode.CONFLICT, message=_CONFLICT)
-        await self._refuse(delivery, job.key, job.kind, failure, job.address)
+        await self._refuse(delivery, job.key, job.kind, failure, job.address, tenant=job.key.tenant)
 
     async def _refuse(
         self,
@@ -40,9 +42,12 @@ class Refusal:
         kind: Kind | None,
         failure: Failure,
         address: ReplyAddress | None,
+        *,
+        tenant: str | None,
     ) -> None:
         job_id = key.job_id if key else None
-        self._observer(JobRefused(lane=delivery.lane, job_id=job_id, reason=failure.message))
+        refused = JobRefused(lane=delivery.lane, job_id=job_id, reason=failure.message, tenant=tenant)
+        self._observer(refused)
         await self._publisher.bury(delivery, f"{failure.code}: {failure.message}")
         if address is None or address.queue is None:
             return

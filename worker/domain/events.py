@@ -58,6 +58,7 @@ class JobRefused:
     lane: str
     job_id: str | None
     reason: str
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Basic
 
+from schemas.job import DEFAULT_TENANT
 from schemas.names import DEAD, JOBS, X_REASON
 from worker.adapters.rabbitmq.connection import Link
 from worker.adapters.rabbitmq.messages import delivery_of, properties_of_copy
@@ -158,5 +159,7 @@ def _names(delivery: Delivery) -> tuple[str | None, str | None]:
     except orjson.JSONDecodeError:
         job = None
     named = job if isinstance(job, dict) else {}
-    job_id, tenant = named.get("job_id", delivery.message_id), named.get("tenant")
+    job_id = named.get("job_id", delivery.message_id)
+    # As its producer was told: a job that names no tenant is of this one.
+    tenant = named.get("tenant", DEFAULT_TENANT if named or job_id else None)
     return job_id if isinstance(job_id, str) else None, tenant if isinstance(tenant, str) else None
