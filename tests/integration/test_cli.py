@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,27 @@ def test_every_level_has_help(path: tuple[str, ...]) -> None:
         assert name not in ended.output
 
 
+def test_help_keeps_its_brackets() -> None:
+    """What looks like markup is text: a table of the settings' file is named in whole."""
+    text = CliRunner().invoke(app, ["limits", "pause", "--help"], env={"COLUMNS": "200"}).output
+    assert "or the glob of [limits] it falls under" in text
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    """Printed without settings or servers, for whoever reports a fault."""
+    ended = CliRunner().invoke(app, ["--version"], env={"WORKER_CONCURRENCY": "wrong"})
+    assert (ended.exit_code, ended.output) == (0, f"openai-worker {version('openai-worker')}\n")
+
+
+@pytest.mark.parametrize(
+    "option", ["usage report --from", "usage export --to", "jobs erase --tenant a --before"]
+)
+def test_a_day_that_is_none_is_told_in_words(option: str) -> None:
+    """The form that is accepted is shown, and not how the program spells it."""
+    output = CliRunner().invoke(app, [*option.split(), "2026-11-31"], env={"COLUMNS": "200"}).output
+    assert "must be a date like 2026-11-30, not '2026-11-31'" in output
+
+
 def test_the_groups_of_a_report_are_listed_in_its_help() -> None:
     """The help names exactly the groups that a report accepts."""
     text = CliRunner().invoke(app, ["usage", "report", "--help"], env={"COLUMNS": "200"}).output
@@ -117,6 +139,8 @@ def test_the_groups_of_a_report_are_listed_in_its_help() -> None:
         "jobs list --status x",
         "usage report --by x",
         "usage report --from x",
+        "usage report --from 2026-11-30 --to 2026-11-01",
+        "usage reconcile --from 2026-11-30 --to 2026-11-01",
         "submit",
     ],
 )

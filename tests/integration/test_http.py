@@ -99,7 +99,10 @@ async def test_a_port_in_use_is_told() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1 port {port}: .*in use"):
+        with pytest.raises(
+            ListenError,
+            match=f"cannot listen on 127.0.0.1 port {port}: it is in use; see .* WORKER_HTTP_PORT",
+        ):
             async with Process().serve(port=port):
                 pass
 

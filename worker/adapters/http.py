@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from errno import EADDRINUSE
 from typing import Final, TypeAlias
 
 from aiohttp import web
@@ -35,10 +36,15 @@ async def serve_http(
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            raise ListenError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+            mend = "see WORKER_HTTP_HOST and WORKER_HTTP_PORT (0 picks a free one)"
+            raise ListenError(f"cannot listen on {host} port {port}: {_words(error)}; {mend}") from error
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
+
+
+def _words(error: OSError) -> str:
+    return "it is in use" if error.errno == EADDRINUSE else str(error.strerror)
 
 
 def _checked(check: Check) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -1,7 +1,7 @@
 """`openai-worker jobs`: look at jobs and steer them."""
 
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import orjson
@@ -10,6 +10,7 @@ import typer
 from schemas.cancel import Cancel
 from schemas.job import DEFAULT_TENANT
 from schemas.names import CANCEL_KEY, CONTROL, JOBS, Kind
+from worker.cli.dates import METAVAR, midnight
 from worker.cli.explain import explain as reasons
 from worker.cli.explain import money
 from worker.cli.missing import kept_for_later, missing
@@ -147,12 +148,11 @@ def erase(
     tenant: Annotated[str, typer.Option(help="Whose content.")],
     before: Annotated[
         datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], help="Only jobs received before this day, UTC.", metavar="DATE"),
+        typer.Option(parser=midnight, help="Only jobs received before this day, UTC.", metavar=METAVAR),
     ] = None,
 ) -> None:
     """Erase a tenant's stored requests, results and checkpoints for good. Its bill and its job ids stay."""
-    limit = before.replace(tzinfo=UTC) if before else None
-    erased, left = work(_erase(settings(), tenant, limit))
+    erased, left = work(_erase(settings(), tenant, before))
     complain(f"{erased} bodies erased" + (f"; {left} left, of jobs under way: erase again" if left else ""))
 
 

@@ -3,6 +3,7 @@
 import atexit
 import gc
 from enum import StrEnum
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -26,6 +27,22 @@ app.add_typer(limits.app, name="limits")
 app.command("submit")(submit.submit)
 app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - called by typer
+    if wanted:
+        typer.echo(f"openai-worker {version('openai-worker')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take the options that belong to no command."""
 
 
 def run() -> None:

@@ -6,11 +6,14 @@ from typing import Any, Final
 
 import orjson
 import typer
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 _WIDEST: Final = 10_000
+_READABLE: Final = 40
+"""Characters of a cell that are never cut: names, times, and an id like a UUID."""
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -27,7 +30,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Iterable[str], *, as_
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*(_cell(row[str(column.header)]) for column in table.columns))
-    _print_table(table)
+    _print_table(table, cut=True)
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
@@ -45,12 +48,24 @@ def console() -> Console:
     return Console(highlight=False)
 
 
-def _print_table(table: Table) -> None:
-    """Print every row as one line, however wide: ids that are cut or folded cannot be copied."""
+def _print_table(table: Table, *, cut: bool = False) -> None:
+    """Print every row as one line, however wide: ids that are cut or folded cannot be copied.
+
+    With `cut`, what is longer than any id should be makes room on a terminal, where it would bury the rest.
+    """
     wide = console()
     terminal, wide.width = wide.width, _WIDEST
-    wide.width = max(terminal, wide.measure(table).maximum)
+    least = wide.measure(table).maximum
+    if cut and wide.is_terminal:
+        least -= sum(max(0, _width(column) - _READABLE) for column in table.columns)
+    else:
+        terminal = max(terminal, least)
+    wide.width = max(terminal, least)
     wide.print(table, soft_wrap=True)
+
+
+def _width(column: Column) -> int:
+    return max(cell_len(str(text)) for text in (column.header, *column.cells))
 
 
 def dollars(nano_usd: int | None) -> str | None:

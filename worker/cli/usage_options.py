@@ -1,22 +1,21 @@
 """Options that the commands on usage share."""
 
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Final
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from schemas.names import Kind
+from worker.cli.dates import METAVAR, in_order, midnight
 
 if TYPE_CHECKING:
     from worker.adapters.database.reports import UsageFilter
 
-_DAY: Final = ["%Y-%m-%d"]
-
 From = Annotated[
-    datetime | None, typer.Option("--from", formats=_DAY, help="First day, in UTC.", metavar="DATE")
+    datetime | None, typer.Option("--from", parser=midnight, help="First day, in UTC.", metavar=METAVAR)
 ]
 To = Annotated[
-    datetime | None, typer.Option("--to", formats=_DAY, help="Last day, included.", metavar="DATE")
+    datetime | None, typer.Option("--to", parser=midnight, help="Last day, included.", metavar=METAVAR)
 ]
 Tenant = Annotated[str | None, typer.Option(help="Only this tenant.")]
 Model = Annotated[str | None, typer.Option(help="Only this model.")]
@@ -44,9 +43,10 @@ def only(  # noqa: PLR0913 - one for each option
     """Return the filter that options describe; the last day is included."""
     from worker.adapters.database.reports import UsageFilter
 
+    in_order(since, until)
     return UsageFilter(
-        since=since.replace(tzinfo=UTC) if since else None,
-        until=until.replace(tzinfo=UTC) + timedelta(days=1) if until else None,
+        since=since,
+        until=until + timedelta(days=1) if until else None,
         tenant=tenant,
         model=model,
         kind=kind,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from worker.cli.dates import METAVAR, in_order, midnight
 from worker.cli.output import dollars, print_rows
 from worker.cli.usage_options import Json, only
 from worker.cli.wiring import Exit, complain, database, settings, stop, work
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from worker.adapters.openai_api.organization import ReportedCost, ReportedUsage
     from worker.config import Settings
 
-_DAY: Final = ["%Y-%m-%d"]
 _COLUMNS: Final = (
     "day",
     "project",
@@ -37,10 +37,10 @@ _COLUMNS: Final = (
 def reconcile(
     *,
     since: Annotated[
-        datetime, typer.Option("--from", formats=_DAY, help="First day, in UTC.", metavar="DATE")
+        datetime, typer.Option("--from", parser=midnight, help="First day, in UTC.", metavar=METAVAR)
     ],
     until: Annotated[
-        datetime, typer.Option("--to", formats=_DAY, help="Last day, included.", metavar="DATE")
+        datetime, typer.Option("--to", parser=midnight, help="Last day, included.", metavar=METAVAR)
     ],
     tolerance: Annotated[
         float, typer.Option(min=0, max=100, help="Per cent that two figures may differ.")
@@ -51,6 +51,7 @@ def reconcile(
 
     Tokens and requests are compared by model, costs by project and day. Needs OPENAI_ADMIN_KEY.
     """
+    in_order(since, until)
     loaded = settings()
     if loaded.openai_admin_key is None:
         stop("OPENAI_ADMIN_KEY: must be given", Exit.USAGE)
