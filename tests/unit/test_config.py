@@ -158,6 +158,18 @@ def test_a_wrong_value_is_one_line(
     assert problems() == [f"{name}: {complaint}"]
 
 
+@pytest.mark.parametrize("spelled", [("true", "yes", "on", "1"), ("false", "no", "off", "0")])
+def test_a_switch_may_be_spelled_as_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, spelled: tuple[str, ...]
+) -> None:
+    """Each form that the documentation names means the same, in upper case too."""
+    for word in spelled:
+        assert f"`{word}`" in DOCS.read_text(encoding="utf-8")
+        for text in (word, word.upper()):
+            monkeypatch.setenv("WORKER_AUTO_SETUP", text)
+            assert load_settings().worker_auto_setup is (spelled[0] == "true")
+
+
 @pytest.mark.parametrize(
     ("value", "accepted"),
     [
@@ -187,7 +199,7 @@ def test_all_problems_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     write(
         'worker_max_attempts = "x"\nworker_concurency = 3\n'
         '[limits."gpt-6*"]\nrequest_per_minute = 4\n'
-        "[tenants.acme]\nweight = true\n"
+        '[tenants.acme]\nweight = true\ncredentials = "acm, default"\n[tenants.b]\ncredentials = 4\n'
         "[[prices.m]]\ninput = 1\ncached_input = 1\ncache_write = 1\noutput = -1\n"
         '[credentials.acme]\napi_key_env = "sk-not-a-name"\nbase_url = 4\n'
     )
@@ -203,7 +215,9 @@ def test_all_problems_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
             "did you mean requests_per_minute?"
         ),
         "worker.toml: prices.m[1].output: must be an amount of US dollars like 0.25, not -1",
+        "worker.toml: tenants.acme.credentials: there is no [credentials.acm]; did you mean acme?",
         "worker.toml: tenants.acme.weight: must be a number above 0, not true",
+        "worker.toml: tenants.b.credentials: must be a list or a comma-separated text, not 4",
         "worker.toml: worker_concurency: is not a setting; did you mean worker_concurrency?",
         "worker.toml: worker_max_attempts: must be a whole number from 1 to 100, not 'x'",
     ]

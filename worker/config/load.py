@@ -10,6 +10,8 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from worker.config.credentials import DEFAULT
+from worker.config.forms import commas
 from worker.config.problems import ConfigError, explain, suggestion, toml_name
 from worker.config.settings import Settings, Variables
 
@@ -24,8 +26,7 @@ def load_settings(*, warn: Callable[[str], None] = lambda _line: None) -> Settin
         warn(line)
     path, document = _read_file()
     settings, problems = _validate(path, document)
-    if settings is not None:
-        problems += _dangling(path, settings)
+    problems += _dangling(path, document)
     if problems or settings is None:
         raise ConfigError(problems)
     return settings
@@ -67,15 +68,28 @@ def _name(path: str, document: Mapping[str, Any], error: ErrorDetails) -> str:
     return f"{path}: {toml_name(location, document)}" if in_file else variable
 
 
-def _dangling(path: str, settings: Settings) -> list[str]:
-    """Find references to what is not there."""
+def _dangling(path: str, document: Mapping[str, Any]) -> list[str]:
+    """Find references to what is not there, in the file as it is: other values of it may be wrong."""
+    known = _table(document, "credentials")
     return [
-        f"{path}: tenants.{name}.credentials: there is no [credentials.{wanted}]"
-        + suggestion(wanted, settings.credentials)
-        for name, tenant in settings.tenants.items()
-        for wanted in tenant.credentials
-        if wanted not in {"default", *settings.credentials}
+        f"{path}: tenants.{name}.credentials: there is no [credentials.{wanted}]" + suggestion(wanted, known)
+        for name, tenant in _table(document, "tenants").items()
+        if isinstance(tenant, dict)
+        for wanted in _texts(tenant.get("credentials"))
+        if wanted not in {DEFAULT, *known}
     ]
+
+
+def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = document.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _texts(value: object) -> list[str]:
+    """Return the names that a list or a comma-separated text holds; what is neither is told elsewhere."""
+    split = commas(value)
+    texts = [one.strip() for one in split if isinstance(one, str)] if isinstance(split, tuple) else []
+    return [text for text in texts if text]
 
 
 def _strange_variables() -> Iterator[str]:
