@@ -24,7 +24,17 @@ from schemas.contract import asyncapi, json_schemas
 from schemas.names import DEAD
 from tests.support.broker import Told, linked, plain, until
 from tests.support.command import ROOT, CommandLine
-from tests.support.databases import NOON, a_claim, a_finish, a_job, a_token, a_wait, rows
+from tests.support.databases import (
+    NOON,
+    a_claim,
+    a_finish,
+    a_job,
+    a_ledger_entry,
+    a_record,
+    a_token,
+    a_wait,
+    rows,
+)
 from tests.support.servers import Broker
 from tests.support.upstream import Act, Upstream
 from worker.adapters.database.opening import open_database
@@ -363,6 +373,32 @@ async def test_usage_report(stored: CommandLine, sqlite_url: str) -> None:
     assert "0.000240000" in (await stored("usage", "report")).out
     assert (await stored("usage", "report", "--from", "2026-11-23", "--json")).json == []
     assert (await stored("usage", "report", "--to", "2026-11-21", "--json")).json == []
+
+
+async def test_a_report_never_takes_the_unpriced_for_free(stored: CommandLine, sqlite_url: str) -> None:
+    """Without any price there is no cost; with some, it is theirs, beside the number of those without."""
+    async with open_database(sqlite_url, observer=Told(), lease_seconds=60) as database:
+        for name, model, cost in (
+            ("a", "own", None),
+            ("b", "luna", None),
+            ("c", "luna", 5),
+            ("d", "free", 0),
+        ):
+            token, job = a_token(), a_job(name)
+            await database.store.claim(a_claim(job, token))
+            entry = a_ledger_entry(model=model, cost_nano_usd=cost)
+            await database.store.finish(a_finish(job, token, record=a_record(job.key, ledger=entry)))
+    found = (await stored("usage", "report", "--by", "model", "--json")).json
+    assert [(row["model"], row["cost_usd"], row["unpriced_requests"]) for row in found] == [
+        ("free", "0.000000000", 0),
+        ("luna", "0.000000005", 1),
+        ("own", None, 1),
+    ]
+    assert [row["cost_nano_usd"] for row in found] == [0, 5, None]
+    *_, own = (await stored("usage", "report", "--by", "model")).out.splitlines()
+    assert "unpriced" in own.split()
+    csv_rows = csv.DictReader(io.StringIO((await stored("usage", "report", "--by", "model", "--csv")).out))
+    assert [row["cost_usd"] for row in csv_rows] == ["0.000000000", "0.000000005", ""]
 
 
 async def test_a_database_that_is_not_set_up_is_told(cli: CommandLine, sqlite_url: str) -> None:

@@ -36,6 +36,7 @@ app.command("reconcile")(usage_reconcile.reconcile)
 
 _GROUPS: Final = "day, month, tenant, model, kind, account, organization, project, label:KEY"
 _LABEL: Final = "label:"
+_UNPRICED: Final = "unpriced"
 _SUMS: Final = (
     "requests",
     "input_tokens",
@@ -78,7 +79,8 @@ def report(  # noqa: PLR0913 - one for each option
         project=project,
         labels=label,
     )
-    rows = [_flat(row) for row in work(_report(loaded, groups, asked))]
+    unpriced = None if json or as_csv else _UNPRICED
+    rows = [_flat(row, unpriced) for row in work(_report(loaded, groups, asked))]
     columns = [*(group.value for group in groups), *_SUMS]
     if as_csv:
         writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
@@ -112,6 +114,8 @@ def _group(name: str) -> "Group":
         raise typer.BadParameter(f"must be some of {known}, comma-separated", param_hint="--by") from None
 
 
-def _flat(row: "UsageRow") -> dict[str, Any]:
+def _flat(row: "UsageRow", unpriced: str | None) -> dict[str, Any]:
+    """Return a row of the report; `unpriced` stands for the cost of what has no price at all."""
     sums = {field.name: getattr(row, field.name) for field in fields(row) if field.name != "group"}
-    return {**row.group, **sums, "cost_usd": dollars(row.cost_nano_usd)}
+    known = row.known_cost_nano_usd
+    return {**row.group, **sums, "cost_nano_usd": known, "cost_usd": dollars(known) or unpriced}

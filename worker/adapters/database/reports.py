@@ -77,6 +77,13 @@ class UsageRow:
     estimated_requests: int
     estimated_cost_nano_usd: int
 
+    @property
+    def known_cost_nano_usd(self) -> int | None:
+        """The cost; None where no request of the row has a price, which is not the same as nothing."""
+        if self.cost_nano_usd == 0 and 0 < self.requests == self.unpriced_requests:
+            return None
+        return self.cost_nano_usd
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageFilter:
