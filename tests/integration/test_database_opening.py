@@ -67,7 +67,7 @@ async def test_silent_server_is_given_up_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         async with asyncio.timeout(10):
-            with pytest.raises(DatabaseUnreachableError, match="cannot be reached") as unreachable:
+            with pytest.raises(DatabaseUnreachableError, match="reached: no answer in time") as unreachable:
                 await open_and_close(f"postgresql://u:{SECRET}@127.0.0.1:{port}/jobs", seconds=0.5)
     assert SECRET not in str(unreachable.value)
 
@@ -80,7 +80,26 @@ async def test_absent_server_is_waited_for_and_named() -> None:
         with pytest.raises(DatabaseUnreachableError) as unreachable:
             await open_and_close(f"postgresql://u:{SECRET}@127.0.0.1:{port}/jobs", seconds=0.3)
     assert f"PostgreSQL database jobs at 127.0.0.1:{port}" in str(unreachable.value)
+    assert str(unreachable.value).endswith(": connection refused")
     assert SECRET not in str(unreachable.value)
+
+
+async def test_wrong_settings_are_told_with_what_mends_them(postgres_url: str, tmp_path: Path) -> None:
+    """At once, in words, with the code for whoever asks a search engine."""
+    parts = urlsplit(postgres_url)
+    nobody = parts._replace(netloc=f"nobody:{SECRET}@{parts.hostname}:{parts.port}")
+    for url, words in (
+        (
+            urlunsplit(parts._replace(path="/nowhere")),
+            r"there is no database of this name; .*\(.* \(3D000\)\)",
+        ),
+        (urlunsplit(nobody), r"see DATABASE_URL"),
+        ("postgresql://u@host.invalid/jobs", "host name not found"),
+        (f"sqlite:///{tmp_path}/no/folder.db", r"its folder must exist .*SQLITE_CANTOPEN"),
+    ):
+        with pytest.raises(DatabaseUnreachableError, match=words) as unreachable:
+            await upgrade(url, startup_timeout=0.5)
+        assert SECRET not in str(unreachable.value)
 
 
 async def test_server_that_comes_up_late_is_reached(postgres_url: str) -> None:

@@ -80,27 +80,27 @@ def trouble(error: BaseException) -> Trouble:
         return Trouble.AGAIN
     if isinstance(error, NotConnectedError | OSError | TimeoutError | CancelledError) or _lost(error):
         return Trouble.AWAY
-    state = _sqlstate(error)
+    state = sqlstate(error)
     if state is not None:
         if state.startswith(_AGAIN_STATES):
             return Trouble.AGAIN
         return Trouble.AWAY if state.startswith(_AWAY_STATES) else Trouble.REFUSED
-    code = _sqlite_code(error)
+    code = sqlite_code(error)
     return Trouble.AWAY if code in _AWAY_CODES else Trouble.REFUSED
 
 
 def wrong_settings(error: BaseException) -> bool:
     """Whether connecting fails for the URL's sake: user, password, database name, path."""
-    state = _sqlstate(error)
+    state = sqlstate(error)
     if state is not None:
         return state.startswith(_SETTINGS_STATES)
-    return _sqlite_code(error) in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB}
+    return sqlite_code(error) in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB}
 
 
 def describe(error: BaseException) -> str:
     """Name an error without its text, which may quote values or addresses."""
     cause = _cause(error)
-    detail = _sqlstate(error) or getattr(cause, "sqlite_errorname", None)
+    detail = sqlstate(error) or getattr(cause, "sqlite_errorname", None)
     return f"{type(cause).__name__} ({detail})" if detail else type(cause).__name__
 
 
@@ -122,11 +122,13 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _sqlstate(error: BaseException) -> str | None:
+def sqlstate(error: BaseException) -> str | None:
+    """Return PostgreSQL's code of an error, if it is one of its."""
     state = getattr(_cause(error), "sqlstate", None)
     return state if isinstance(state, str) else None
 
 
-def _sqlite_code(error: BaseException) -> int | None:
+def sqlite_code(error: BaseException) -> int | None:
+    """Return SQLite's code of an error, if it is one of its."""
     code = getattr(_cause(error), "sqlite_errorcode", None)
     return code & 0xFF if isinstance(code, int) else None

@@ -13,10 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from worker.adapters.database.errors import (
     DatabaseUnreachableError,
     Trouble,
-    describe,
     trouble,
     wrong_settings,
 )
+from worker.adapters.database.reasons import reason
 
 _PAUSE_SECONDS: Final = 0.5
 
@@ -25,6 +25,7 @@ async def reach(engine: AsyncEngine, where: str, seconds: float) -> None:
     """Connect once, trying for as long as given. Raises DatabaseUnreachableError, safe to show."""
     loop = asyncio.get_running_loop()
     give_up = loop.time() + seconds
+    last: BaseException | None = None
     while True:
         try:
             async with asyncio.timeout_at(give_up):
@@ -34,9 +35,12 @@ async def reach(engine: AsyncEngine, where: str, seconds: float) -> None:
                 async with engine.connect():
                     return
         except (DBAPIError, sqlite3.Error, OSError) as error:
+            if last is None or not isinstance(error, TimeoutError):
+                # Our own end of patience says less than what went wrong before it.
+                last = error
             hopeless = wrong_settings(error) or trouble(error) is Trouble.REFUSED
             if hopeless or loop.time() >= give_up:
-                raise DatabaseUnreachableError(f"{where} cannot be reached: {describe(error)}") from None
+                raise DatabaseUnreachableError(f"{where} cannot be reached: {reason(last)}") from None
         pause = random.uniform(_PAUSE_SECONDS / 2, _PAUSE_SECONDS)  # noqa: S311 spreads workers, no secret
         await asyncio.sleep(min(pause, max(0.0, give_up - loop.time())))
 

@@ -19,10 +19,10 @@ from worker.adapters.database.errors import (
     DatabaseClosedError,
     NotConnectedError,
     Trouble,
-    describe,
     safe,
     trouble,
 )
+from worker.adapters.database.reasons import reason
 from worker.adapters.database.work import Operation, Step
 from worker.domain.events import Broken, ServerTrouble
 from worker.domain.job import JobKey
@@ -278,7 +278,7 @@ class GroupCommit:
 
     async def _back_off(self, kind: Trouble, failures: int, error: Exception) -> None:
         if kind is Trouble.AWAY:
-            self._note(up=False, error=describe(error))
+            self._note(up=False, error=reason(error))
         longest = min(_BACKOFF_CAP_SECONDS, _BACKOFF_SECONDS * 2 ** min(failures, 10))
         await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 spreads workers, no secret
 
