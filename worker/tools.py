@@ -16,10 +16,12 @@ event loop, which they must not block.
 import importlib
 import inspect
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Final, TypeVar, get_type_hints, overload
 
@@ -143,7 +145,10 @@ class Registry(Mapping[str, Tool]):
 
 
 def load_tools(modules: Iterable[str] = (), *, entry_points: bool = True) -> Registry:
-    """Import the modules, and what is announced by entry points. Raises ToolDefinitionError."""
+    """Import the modules, and what is announced by entry points. Raises ToolDefinitionError.
+
+    Modules may also lie in the current directory.
+    """
     found = [function for name in modules for function in _marked(_import(name))]
     if entry_points:
         found += [function for point in _announced() for function in _tools_of(point)]
@@ -168,10 +173,21 @@ def _tools_of(point: EntryPoint) -> list[Callable[..., Any]]:
 
 
 def _import(name: str) -> ModuleType:
+    _look_here_too()
     try:
         return importlib.import_module(name)
     except Exception as error:
         raise ToolDefinitionError(f"tool module {name!r} cannot be imported: {_brief(error)}") from error
+
+
+def _look_here_too() -> None:
+    """Find modules of the current directory, as `python -m worker` does and an installed command does not.
+
+    Last, so that a file there takes no library's place; for good, since tools may import later.
+    """
+    here = str(Path.cwd())
+    if not sys.flags.safe_path and not {"", here}.intersection(sys.path):
+        sys.path.append(here)
 
 
 def _marked(module: ModuleType) -> list[Callable[..., Any]]:

@@ -460,6 +460,20 @@ async def test_doctor_finds_everything_in_place(stored: CommandLine) -> None:
     assert all(line.startswith("ok  ") for line in text.splitlines())
 
 
+def test_the_installed_command_finds_tools_where_it_starts(tmp_path: Path) -> None:
+    """As `python -m worker` does; a file of a library's name there takes no library's place."""
+    (tmp_path / "shop.py").write_text(
+        "from worker.tools import tool\n\n\n@tool\ndef price(sku: str) -> int:\n    return 1\n"
+    )
+    (tmp_path / "orjson.py").write_text("raise RuntimeError\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment |= {"WORKER_TOOLS": "shop", "WORKER_STARTUP_TIMEOUT": "0.1", "AMQP_URL": NOWHERE}
+    command = [Path(sys.executable).with_name("openai-worker"), "doctor", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    found = {finding["what"]: finding for finding in json.loads(done.stdout)}
+    assert (found["tools"]["ok"], found["tools"]["text"]) == (True, "price")
+
+
 async def test_doctor_says_how_to_mend(cli: CommandLine) -> None:
     """On a fresh machine, each thing that is missing is told with what mends it."""
     ended = await cli("doctor", "--json", OPENAI_API_KEY="", WORKER_TOOLS="no.such.module")
