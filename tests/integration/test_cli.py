@@ -298,7 +298,9 @@ async def test_cancelling_what_nobody_has_seen_says_so(stored: CommandLine, sqli
         assert (ended.code, ended.err) == (0, f"{said}, and is kept in case it does{there}\n")
     listed = (await stored("jobs", "list", "--status", "waiting", "--json")).json
     assert [one["tenant"] for one in listed] == ["acme"]
-    assert (await stored("jobs", "explain", "typo")).out.startswith("only a request to cancel it is known")
+    known = "only a request to cancel it is known; the job itself has not arrived\n"
+    assert (await stored("jobs", "explain", "typo")).out.startswith(known)
+    assert (await stored("jobs", "show", "typo")).err == known
 
 
 async def test_pausing_what_nobody_uses_is_warned_of(stored: CommandLine, tmp_path: Path) -> None:

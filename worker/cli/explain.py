@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from worker.adapters.database.limits import ClosedAccount, LimitRow
     from worker.adapters.database.queries import JobDetail, JobRow, WorkerRow
 
+NEVER_CAME: Final = "only a request to cancel it is known; the job itself has not arrived"
 LEASE_SECONDS: Final = 60.0
 _OVERDUE: Final = 0.5
 """Of a lease, without a sign of life: one comes with every third."""
@@ -79,7 +80,7 @@ def _lines(job: "JobRow", workers: Sequence["WorkerRow"], now: datetime, lease: 
     if status is JobStatus.RUNNING:
         yield _running(job, workers, now, lease)
     elif job.kind is None:
-        yield "only a request to cancel it is known; the job itself has not arrived"
+        yield NEVER_CAME
     else:
         yield _waiting(job, now)
     if job.cancel_requested_at:

@@ -11,8 +11,8 @@ from schemas.cancel import Cancel
 from schemas.job import DEFAULT_TENANT
 from schemas.names import CANCEL_KEY, CONTROL, JOBS, Kind
 from worker.cli.dates import METAVAR, midnight
+from worker.cli.explain import NEVER_CAME, money
 from worker.cli.explain import explain as reasons
-from worker.cli.explain import money
 from worker.cli.missing import kept_for_later, missing
 from worker.cli.output import dollars, plain, print_facts, print_json, print_rows
 from worker.cli.wiring import Exit, Sender, broker, complain, database, ledger, settings, stop, work
@@ -97,6 +97,8 @@ def show(
     if json:
         print_json(shown)
         return
+    if detail.job.kind is None:
+        complain(NEVER_CAME)
     print_facts(shown["job"])
     for heading, columns in (("attempts", _ATTEMPTS), ("ledger", _LEDGER)):
         typer.echo(f"\n{heading}")
