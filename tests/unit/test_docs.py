@@ -22,6 +22,7 @@ from worker.cli.main import app
 from worker.config.load import FILE_VARIABLE
 from worker.config.settings import Variables
 from worker.domain.images import Base64Image, ImageLimits, check_image
+from worker.domain.tokens import DEFAULT_OUTPUT_TOKENS
 from worker.tools import load_tools
 
 ROOT = Path(__file__).parents[2]
@@ -169,6 +170,25 @@ def test_the_layers_are_those_of_the_import_rules() -> None:
         if layer != "worker.__main__"
     ]
     assert " > ".join(names) in inline_code(ROOT / "docs" / "architecture.md")
+
+
+@pytest.mark.parametrize("name", ["guarantees", "operations", "billing", "limits"])
+def test_no_bound_is_promised_without_a_maximum(name: str) -> None:
+    """Who reads of estimates or budgets reads in the same place what makes them a bound, and what stands in."""
+    paragraphs = (ROOT / "docs" / f"{name}.md").read_text().split("\n\n")
+    honest = [
+        text for text in paragraphs if {"`max_completion_tokens`", "`max_output_tokens`"} <= codes(text)
+    ]
+    assert honest
+    if name != "guarantees":  # which refers to billing
+        assert any(f"{DEFAULT_OUTPUT_TOKENS:,} output tokens" in text for text in honest)
+    for text in paragraphs:
+        assert text in honest or not re.search(r"upper\s+bound|hard\s+stop", text), text
+
+
+def codes(text: str) -> set[str]:
+    """Return what stands between backticks, with them."""
+    return set(re.findall(r"`[^`]+`", text))
 
 
 # ---------------------------------------------------------------- code

@@ -68,7 +68,7 @@ def _answered_tier(answered: str | None, asked: str | None) -> str | None:
 
 
 def estimated(intent: Intent, now: datetime) -> LedgerEntry:
-    """Return the upper bound that was reserved, for a request that may have been billed."""
+    """Return what was reserved, for a request that may have been billed."""
     return LedgerEntry(
         entry=Entry.ESTIMATED,
         model=intent.model,

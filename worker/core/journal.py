@@ -69,7 +69,7 @@ class Journal:
         failure = verdict.failure
         self._pending = self._record(
             verdict.state,
-            self._upper_bound(intent) if verdict.maybe_billed else None,
+            self._estimate(intent) if verdict.maybe_billed else None,
             http_status=failure.http_status,
             error_code=failure.openai_code or failure.code.value,
             request_id=failure.openai_request_id,
@@ -84,7 +84,7 @@ class Journal:
         """Return the outcome that the next commit must contain; from here on it counts as spent."""
         if self._open and self._sent is not None:
             self._pending = self._record(
-                AttemptState.UNKNOWN, self._upper_bound(self._sent), error_code="interrupted"
+                AttemptState.UNKNOWN, self._estimate(self._sent), error_code="interrupted"
             )
         record, self._pending = self._pending, None
         self._spend_before = self.spend
@@ -98,7 +98,7 @@ class Journal:
         if record is None or record.ledger is None or self._sent is None:
             self._pending = record
         else:
-            ledger = self._upper_bound(self._sent)
+            ledger = self._estimate(self._sent)
             self._pending = replace(
                 record, state=AttemptState.UNKNOWN, error_code="not_stored", ledger=ledger
             )
@@ -120,7 +120,7 @@ class Journal:
         if not kept:
             raise LostClaimError
 
-    def _upper_bound(self, intent: Intent) -> LedgerEntry:
+    def _estimate(self, intent: Intent) -> LedgerEntry:
         return estimated(intent, self._services.clock.now())
 
     def _record(

@@ -13,7 +13,7 @@ from worker.domain.job import Job
 from worker.domain.usage import Usage
 
 Reserve: TypeAlias = Callable[[Mapping[str, Any]], Usage]
-"""Tells an upper bound of what a request will use."""
+"""Estimates what a request will use: an upper bound where it sets a maximum for its output."""
 
 
 class InvalidJobError(Exception):
@@ -52,7 +52,7 @@ class KindHandler(Protocol):
         """Return the request as its endpoint takes it. Raises InvalidJobError."""
 
     def reserve(self, request: Mapping[str, Any]) -> Usage:
-        """Return an upper bound of what the next request will use."""
+        """Estimate what the next request will use."""
 
     async def run(self, job: Job, steps: Steps, checkpoint: bytes | None) -> Result:
         """Run the job to its result, going on from a checkpoint where there is one."""

@@ -29,7 +29,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """What one request asks of the limits. Tokens are its upper bound, before anything was learned."""
+    """What one request asks of the limits. Tokens are its estimate, before anything was learned."""
 
     key: JobKey
     account: Account

@@ -46,7 +46,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:
-    """Written before the request leaves. Token counts are the upper bound reserved for it."""
+    """Written before the request leaves. Token counts are what is reserved for it."""
 
     model: str
     account: Account

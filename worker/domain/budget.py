@@ -37,7 +37,8 @@ class Purse:
     """A tenant's month, in 10⁻⁹ US dollars; `held` is reserved for requests in flight.
 
     A request goes while spent and held leave anything of the budget, so it is
-    overdrawn by no more than one request's reservation. It is refused only once the
+    overdrawn by no more than one request's reservation, as far as answers cost no
+    more than was held for them: without a maximum they may. It is refused only once the
     money is really spent; what is merely held may come back, and is waited for.
     """
 

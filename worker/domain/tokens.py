@@ -1,9 +1,9 @@
-"""What a request will use at most, counted without a tokenizer.
+"""What a request will use, counted without a tokenizer.
 
 Texts are counted by their length in UTF-8, images by OpenAI's published
-formulas, the output by the maximum that the request allows. The figures are
+formulas, the output by the maximum that the request allows. These figures are
 meant to lie above the true ones; limits and budgets are corrected by the real
-usage once it is known.
+usage once it is known. Without a maximum the output is a guess, and no bound.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,12 @@ from worker.domain.images import ImageError, Size, is_data_url, parse_data_url
 from worker.domain.usage import Usage
 
 DEFAULT_OUTPUT_TOKENS: Final = 1024
-"""Reserved for the answer where the request sets no maximum."""
+"""Stands in for the answer where the request sets no maximum: a guess, and no upper bound.
+
+A model's longest answer would be one, and a hundred times what answers are: a few
+requests in flight would hold a whole budget, and a killed worker would leave a bill
+that nobody believes. Limits reserve the mean of settled requests once it is known.
+"""
 
 _MAXIMA: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _PER_REQUEST: Final = 8
@@ -33,7 +38,7 @@ _MAX_COUNT: Final = 1 << 40
 
 
 def chat_usage(request: Mapping[str, Any], default_output: int = DEFAULT_OUTPUT_TOKENS) -> Usage:
-    """Return an upper bound for a Chat Completions request."""
+    """Estimate a Chat Completions request: an upper bound where it sets a maximum."""
     model = _text_of(request.get("model"))
     tokens = _PER_REQUEST + _messages(request.get("messages"), model) + _definitions(request)
     limit = (
@@ -44,7 +49,7 @@ def chat_usage(request: Mapping[str, Any], default_output: int = DEFAULT_OUTPUT_
 
 
 def responses_usage(request: Mapping[str, Any], default_output: int = DEFAULT_OUTPUT_TOKENS) -> Usage:
-    """Return an upper bound for a Responses request; what OpenAI keeps of earlier turns is not in it."""
+    """Estimate a Responses request likewise; what OpenAI keeps of earlier turns is not in it."""
     model = _text_of(request.get("model"))
     source = request.get("input")
     tokens = _PER_REQUEST + text_tokens(_text_of(request.get("instructions"))) + _definitions(request)

@@ -116,7 +116,7 @@ def with_corrections(booked: Booked, corrections: Iterable[Booked]) -> Booked:
 
 
 def estimate(model: str, service_tier: str | None, reserved: Reserved, at: datetime) -> LedgerEntry:
-    """Return the upper bound that stands in for an outcome nobody knows."""
+    """Return the reservation that stands in for an outcome nobody knows."""
     return LedgerEntry(
         entry=Entry.ESTIMATED,
         model=model,
