@@ -133,6 +133,23 @@ async def test_d04_key_that_is_not_accepted(scene: Scene) -> None:
 
 
 @ON_SQLITE
+async def test_d04_address_where_nothing_is(scene: Scene) -> None:
+    """Jobs wait as for a key that is not accepted, and the log says what to mend."""
+    wrong = await scene.worker(OPENAI_BASE_URL=scene.upstream.root)
+    for number in range(5):
+        await scene.send(f"job-{number}")
+    await wrong.logged("credentials closed")
+    (line,) = wrong.lines("credentials closed")
+    assert "OPENAI_BASE_URL" in line["reason"]
+    assert len(scene.upstream.requests) == 1
+    await wrong.terminate()
+    await scene.worker()
+    replies = await scene.replied(5, within=150)
+    assert {reply["status"] for reply in replies} == {"succeeded"}
+    await scene.holds(extra_calls=1)
+
+
+@ON_SQLITE
 async def test_d05_openai_finishes_after_the_worker_gave_up(scene: Scene) -> None:
     """The attempt is unknown and booked as an estimate: it was most likely billed."""
     await scene.worker()

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 
 import httpx2
 import orjson
@@ -217,6 +218,46 @@ async def test_any_status_is_refused_once(client: OpenAIClient, upstream: Upstre
     assert (outcome.http_status, outcome.code, outcome.kind) == (status, None, None)
     assert outcome.message == f"OpenAI answered with status {status}"
     assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("act", "gone"),
+    [
+        (Act(status=404, body="<h1>404 Not Found</h1>", headers={"Content-Type": "text/html"}), True),
+        (Act(status=404, body='{"detail": "Not Found"}'), True),
+        (Act(status=404, body=""), True),
+        (Act(status=405, body='{"detail": "Method Not Allowed"}'), True),
+        (Act(status=404, error={"message": "Invalid URL (POST /chat/completions)"}), True),
+        (Act(status=404, error={"code": "unknown_url", "message": "Unknown request URL: POST /chat."}), True),
+        (Act(status=404, error={"code": "not_found", "message": "Not Found"}), True),
+        (Act(status=404, error={"code": "model_not_found", "message": "There is no such model."}), False),
+        (Act(status=404, error={"message": "No such File object: file-1"}), False),
+        (Act(status=404, body='{"error": {"code": "model_not_found"}}'), False),
+        (Act(status=400, body="<html>"), False),
+    ],
+)
+async def test_a_missing_address_is_told_from_a_missing_model(
+    client: OpenAIClient, upstream: Upstream, *, act: Act, gone: bool
+) -> None:
+    """What OpenAI names in an error object is the request's affair, a page of no such address is not."""
+    upstream.script(act)
+    outcome = await client.send(call())
+    assert isinstance(outcome, Refused)
+    assert outcome.no_such_path is gone
+
+
+async def test_a_path_that_was_never_there_is_no_missing_address(
+    client: OpenAIClient, upstream: Upstream
+) -> None:
+    """A server that has no embeddings refuses that job; once its chats are gone, so is the address."""
+    missing = Act(status=404, body='{"detail": "Not Found"}')
+    assert isinstance(await client.send(call()), Answered)
+    upstream.script(missing, missing)
+    embedding = await client.send(replace(call(), kind=Kind.EMBEDDING))
+    chat = await client.send(call())
+    assert isinstance(embedding, Refused)
+    assert isinstance(chat, Refused)
+    assert (embedding.no_such_path, chat.no_such_path) == (False, True)
 
 
 async def test_redirects_are_not_followed(client: OpenAIClient, upstream: Upstream) -> None:

@@ -174,7 +174,7 @@ def test_the_layers_are_those_of_the_import_rules() -> None:
 
 @pytest.mark.parametrize("name", ["guarantees", "operations", "billing", "limits"])
 def test_no_bound_is_promised_without_a_maximum(name: str) -> None:
-    """Who reads of estimates or budgets reads in the same place what makes them a bound, and what stands in."""
+    """Where estimates or budgets are told of stands what makes them a bound, and what stands in."""
     paragraphs = (ROOT / "docs" / f"{name}.md").read_text().split("\n\n")
     honest = [
         text for text in paragraphs if {"`max_completion_tokens`", "`max_output_tokens`"} <= codes(text)

@@ -1,5 +1,6 @@
 """What each refusal means."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -51,6 +52,16 @@ def test_every_status_has_its_meaning(
     assert (verdict.failure.code, verdict.retry, verdict.closes) == (expected, retry, closes)
     assert verdict.state is (AttemptState.REJECTED if status < 500 else AttemptState.FAILED)
     assert not verdict.maybe_billed
+
+
+def test_an_address_where_nothing_is_closes_the_credentials() -> None:
+    """No job is to blame, so none fails, whatever the server advises; operators read what to mend."""
+    wrong = replace(refused(404, "not_found", x_should_retry="false"), no_such_path=True)
+    verdict = judge_refused(wrong, NOW)
+    assert (verdict.retry, verdict.closes) == (True, Closes.CREDENTIALS)
+    assert verdict.reason is not None
+    assert "check OPENAI_BASE_URL" in verdict.reason
+    assert "/v1" in verdict.reason
 
 
 def test_the_server_may_overrule_the_table() -> None:

@@ -42,7 +42,8 @@ class Variables(BaseSettings):
     openai_org_id: forms.HeaderId | None = Field(None, description="organization of the default credentials")
     openai_project_id: forms.HeaderId | None = Field(None, description="project of the default credentials")
     openai_base_url: forms.HttpUrl | None = Field(
-        None, description="OpenAI's address, where it is not the usual"
+        None,
+        description="OpenAI's address, where it is not `https://api.openai.com/v1`; it ends in `/v1`",
     )
     openai_admin_key: forms.Key | None = Field(
         None, description="key for the organization's own cost reports"

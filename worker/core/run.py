@@ -173,7 +173,7 @@ class JobRun(Steps):
             return
         pause = backoff_seconds(self.step_attempts + 1, verdict.retry_after, self._services.random)
         account, services = self.journal.account, self._services
-        reason = verdict.failure.openai_code or verdict.failure.code.value
+        reason = verdict.reason or verdict.failure.openai_code or verdict.failure.code.value
         if verdict.closes is Closes.BUCKET:
             services.limiter.close_bucket(account, self.job.model, pause, reason)
         else:

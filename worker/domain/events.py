@@ -88,7 +88,7 @@ class ServerTrouble:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialsClosed:
-    """OpenAI does not accept these credentials, or their quota is exhausted."""
+    """OpenAI does not accept these credentials, their quota is exhausted, or nothing is at their address."""
 
     account: str
     reason: str

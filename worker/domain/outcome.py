@@ -24,6 +24,8 @@ class Refused:
     message: str
     headers: Mapping[str, str]
     request_id: str | None
+    no_such_path: bool = False
+    """Nothing is served at this address, as far as can be told: no job is to blame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

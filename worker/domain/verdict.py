@@ -43,6 +43,8 @@ class Verdict:
     retry: bool
     retry_after: float | None = None
     closes: Closes = Closes.NOTHING
+    reason: str | None = None
+    """What operators are told of what it closes; None: the code."""
     maybe_billed: bool = False
     """The ledger needs an estimate, since nobody knows."""
 
@@ -67,9 +69,13 @@ def judge_refused(refused: Refused, now: datetime) -> Verdict:
         retry=retry,
         retry_after=retry_after_seconds(refused.headers, now),
         closes=closes,
+        reason=_WRONG_ADDRESS if refused.no_such_path else None,
     )
 
 
+_WRONG_ADDRESS: Final = (
+    "nothing is found at this address: check OPENAI_BASE_URL, or base_url in [credentials]; it ends in /v1"
+)
 _RULES: Final = {
     401: (FailureCode.REJECTED, True, Closes.CREDENTIALS),
     403: (FailureCode.REJECTED, True, Closes.CREDENTIALS),
@@ -85,6 +91,8 @@ _CLIENT_ERROR: Final = (FailureCode.REJECTED, False, Closes.NOTHING)
 
 def _classify(refused: Refused) -> tuple[FailureCode, bool, Closes]:
     status = refused.http_status
+    if refused.no_such_path:
+        return FailureCode.REJECTED, True, Closes.CREDENTIALS
     if status == HTTPStatus.TOO_MANY_REQUESTS and _QUOTA_CODES & {refused.code, refused.kind}:
         return FailureCode.QUOTA_EXHAUSTED, True, Closes.CREDENTIALS
     if status == HTTPStatus.FORBIDDEN and refused.code in _ONE_MODEL_CODES:

@@ -16,7 +16,7 @@ from typing_extensions import override
 from schemas.names import Kind
 from worker.adapters.openai_api.credentials import AccountCredentials
 from worker.adapters.openai_api.models import ListedModel, UnusableAccountError, list_models
-from worker.adapters.openai_api.outcomes import answered, lost, refused
+from worker.adapters.openai_api.outcomes import answered, lost, no_such_path, refused
 from worker.adapters.openai_api.repeating import RepeatingClient
 from worker.adapters.openai_api.transport import AiohttpTransport, DirectClient
 from worker.domain.outcome import Lost, Outcome
@@ -57,6 +57,8 @@ class OpenAIClient(OpenAI):
         self._keepalive_seconds = keepalive_seconds
         self._max_answer_bytes = max_answer_bytes
         self._clients: dict[str, RepeatingClient] = {}
+        self._found: set[tuple[str, str]] = set()
+        """Accounts and paths that have been answered well."""
         self._opened = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -85,7 +87,7 @@ class OpenAIClient(OpenAI):
             async with asyncio.timeout(call.timeout):
                 response = await client.send(path, call.body, seconds=call.timeout)
         except APIStatusError as error:
-            return refused(error, call.body)
+            return refused(error, call.body, no_path=no_such_path(error) and self._may_be_gone(call, path))
         except APIConnectionError as error:
             return lost(error)
         except TimeoutError:
@@ -94,6 +96,7 @@ class OpenAIClient(OpenAI):
         except Exception as error:  # noqa: BLE001 - money may be spent: whatever went wrong, it is recorded
             message = f"an unexpected error: {type(error).__name__}"
             return Lost(sent=True, timed_out=False, message=message)
+        self._found.add((call.account.name, path))
         return answered(response)
 
     async def list_models(self, account: str) -> list[ListedModel]:
@@ -107,6 +110,14 @@ class OpenAIClient(OpenAI):
         except UnusableAccountError as error:
             return str(error)
         return None
+
+    def _may_be_gone(self, call: Call, path: str) -> bool:
+        """Whether a missing path says that all are: not where others are served and it never was.
+
+        Some servers that speak OpenAI's protocol lack a path; a job that needs it must not stop the rest.
+        """
+        account = call.account.name
+        return (account, path) in self._found or all(name != account for name, _ in self._found)
 
     def _client(self, account: AccountCredentials, tls: ssl.SSLContext) -> RepeatingClient:
         base_url = account.base_url or OPENAI_URL

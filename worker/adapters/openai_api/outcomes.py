@@ -31,7 +31,7 @@ def answered(response: httpx2.Response) -> Answered:
     return Answered(body=response.extensions[BODY], headers=headers, request_id=_request_id(headers))
 
 
-def refused(error: APIStatusError, request_body: bytes) -> Refused:
+def refused(error: APIStatusError, request_body: bytes, *, no_path: bool = False) -> Refused:
     """Return any other status. Its message is safe to show, whatever OpenAI wrote."""
     said = error.body.get("message") if isinstance(error.body, dict) else None
     message = safe_message(said, request_body) if isinstance(said, str) else ""
@@ -43,7 +43,28 @@ def refused(error: APIStatusError, request_body: bytes) -> Refused:
         message=message or f"OpenAI answered with status {error.status_code}",
         headers=headers,
         request_id=_request_id(headers),
+        no_such_path=no_path,
     )
+
+
+def no_such_path(error: APIStatusError) -> bool:
+    """Tell a status that is about the address from one about what the request names.
+
+    OpenAI knows its own errors by an error object; of an address it does not have it says
+    so. Anything else is the page of a proxy, or of a server that has no such address.
+    """
+    if error.status_code not in _NO_PATH:
+        return False
+    said = error.body.get("message") if isinstance(error.body, dict) else None
+    if not isinstance(said, str):
+        return error.code is None and error.type is None
+    return error.code == "unknown_url" or said.startswith(_UNKNOWN_URL) or said in _PLAIN
+
+
+_NO_PATH: Final = frozenset({404, 405})
+_UNKNOWN_URL: Final = ("Invalid URL (", "Unknown request URL")
+_PLAIN: Final = frozenset({"Not Found", "Method Not Allowed"})
+"""What web frameworks say of an address; an error of OpenAI's names what it has not found."""
 
 
 def lost(error: APIConnectionError) -> Lost:
