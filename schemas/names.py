@@ -17,6 +17,10 @@ class Kind(StrEnum):
 
 LANES: Final = tuple(kind.value for kind in Kind)
 
+NOT_SERVED: Final = frozenset({Kind.BATCH})
+"""Kinds of the contract that this version does not serve: their queues are there, and nobody reads them."""
+SERVED: Final = tuple(lane for lane in LANES if lane not in NOT_SERVED)
+
 JOBS: Final = "openai.jobs"
 """Direct exchange; the routing key is a lane, or `<lane>.high`."""
 DEAD: Final = "openai.dead"

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from schemas.cancel import Cancel
 from schemas.job import DEFAULT_TENANT, Job
-from schemas.names import CANCEL_KEY, CONTENT_TYPE, CONTROL, JOBS, REPLY_TYPE, lane_key
+from schemas.names import CANCEL_KEY, CONTENT_TYPE, CONTROL, JOBS, NOT_SERVED, REPLY_TYPE, lane_key
 from schemas.reply import Reply
 
 _HEARTBEAT_SECONDS: Final = 10
@@ -31,6 +31,10 @@ _MEND: Final = "run `openai-worker topology apply`"
 
 class SubmitError(Exception):
     """The broker did not confirm, and why. The job may have arrived: sending it again is safe."""
+
+
+class NotServedError(ValueError):
+    """No worker of this version would take such a job, and its reply would never come."""
 
 
 class ReplyLostError(Exception):
@@ -85,9 +89,11 @@ class JobClient:
     ) -> Submitted:
         """Send a job to its lane, by default that of its kind; return once the broker has it.
 
-        Raises pydantic.ValidationError for what is no job, and SubmitError.
+        Raises pydantic.ValidationError for what is no job, NotServedError, and SubmitError.
         """
         valid = job if isinstance(job, Job) else Job.model_validate(job)
+        if valid.kind in NOT_SERVED:
+            raise NotServedError(f"{valid.kind} jobs are not served by this version")
         body = orjson.dumps({"version": valid.version, **valid.model_dump(mode="json", exclude_unset=True)})
         session = await self._connected()
         correlation_id, reply = session.expect()

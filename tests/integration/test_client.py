@@ -14,7 +14,7 @@ from schemas.job import Job
 from schemas.names import Kind, lane_queue
 from tests.support.broker import Proxy, count, linked, plain, take, until
 from worker.adapters.rabbitmq.topology import CANCEL_QUEUE
-from worker.client import JobClient, ReplyLostError, SubmitError
+from worker.client import JobClient, NotServedError, ReplyLostError, SubmitError
 
 REPLY: dict[str, Any] = {
     "job_id": "j-1",
@@ -182,3 +182,9 @@ async def test_a_cancel_request_is_what_the_contract_says(amqp_url: str) -> None
         await client.cancel("j-1", tenant="acme")
         message = await take(amqp_url, CANCEL_QUEUE)
     assert orjson.loads(message.body) == {"tenant": "acme", "job_id": "j-1"}
+
+
+async def test_what_nobody_serves_is_not_sent() -> None:
+    """Its reply would never come; the client says so without asking the broker."""
+    with pytest.raises(NotServedError, match="batch jobs are not served"):
+        await JobClient("amqp://127.0.0.1:1/").submit({**job(), "kind": "batch"})

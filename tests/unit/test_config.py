@@ -48,6 +48,16 @@ def test_nothing_need_be_set() -> None:
     assert (settings.worker_concurrency, settings.worker_requests_per_minute) == (128, None)
 
 
+def test_a_worker_that_would_serve_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would consume nothing and look well; beside lanes that are served, one that is not does no harm."""
+    monkeypatch.setenv("WORKER_LANES", "batch")
+    (problem,) = problems()
+    assert problem.startswith("WORKER_LANES: must name a lane that this version serves (completion, tool")
+    assert problem.endswith("not only batch")
+    monkeypatch.setenv("WORKER_LANES", "batch,tool")
+    assert load_settings().worker_lanes == ("batch", "tool")
+
+
 def test_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable beats the same setting in the file, and each source fills in what the other lacks."""
     write('worker_concurrency = 4\nworker_lanes = ["tool"]\n')

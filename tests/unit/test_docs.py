@@ -17,7 +17,7 @@ import typer.main
 
 from examples.demo import jobs as demo
 from schemas.job import Job
-from schemas.names import LANES
+from schemas.names import LANES, SERVED
 from worker.cli.main import app
 from worker.config.load import FILE_VARIABLE
 from worker.config.settings import Variables
@@ -80,6 +80,7 @@ def test_the_kinds_of_the_readme_are_those_that_are_served() -> None:
     """A kind has a file in the core if, and only if, the README names it."""
     told = {row[0].strip("`") for row in rows(ROOT / "README.md", "Jobs")}
     assert told == {lane for lane in LANES if importlib.util.find_spec(f"worker.core.{lane}")}
+    assert told == set(SERVED)
 
 
 def test_the_defaults_of_the_readme_are_the_programs() -> None:

@@ -87,3 +87,12 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         "Is a directory",
         "is not UTF-8 text",
     ]
+
+
+def test_a_kind_that_nobody_serves_is_no_job(tmp_path: Path) -> None:
+    """It would lie in a queue that no worker reads, without a word."""
+    jobs, reasons = read(tmp_path, JOB.replace("completion", "batch") % "a")
+    assert jobs == []
+    assert reasons == [
+        "jobs: kind: batch is not served by this version, only completion, tool, vision, assistant, embedding"
+    ]

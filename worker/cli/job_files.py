@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from typing_extensions import override
 
 from schemas.job import Job
+from schemas.names import NOT_SERVED, SERVED
 from worker.domain.problems import explain
 
 STDIN: Final = "-"
@@ -92,6 +93,10 @@ def _job(place: str, document: Any) -> Job | Problem:
     if not isinstance(document, dict):
         return Problem(place, "is not a JSON object")
     try:
-        return Job.model_validate(document)
+        job = Job.model_validate(document)
     except ValidationError as error:
         return Problem(place, explain(error))
+    # Published, it would lie in a queue that nobody reads.
+    if job.kind in NOT_SERVED:
+        return Problem(place, f"kind: {job.kind} is not served by this version, only {', '.join(SERVED)}")
+    return job

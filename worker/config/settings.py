@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -12,7 +12,7 @@ from pydantic_settings import (
 )
 from typing_extensions import override
 
-from schemas.names import LANES
+from schemas.names import LANES, SERVED
 from worker.config import forms
 from worker.config.forms import seconds, whole
 from worker.config.tables import CredentialTable, LimitTable, ModelsTable, Prices, RetentionTable, TenantTable
@@ -20,7 +20,21 @@ from worker.config.tables import CredentialTable, LimitTable, ModelsTable, Price
 _DAY: Final = 86_400
 _MOST: Final = 1_000_000_000
 
-Lanes = Annotated[tuple[str, ...], BeforeValidator(forms.commas), forms.one_of(*LANES)]
+
+def _something_served(lanes: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse lanes of which none is served: such a worker would stand by and look well."""
+    if set(lanes).isdisjoint(SERVED):
+        served = ", ".join(SERVED)
+        raise ValueError(f"must name a lane that this version serves ({served}), not only {lanes[0]}")
+    return lanes
+
+
+Lanes = Annotated[
+    tuple[str, ...],
+    BeforeValidator(forms.commas),
+    forms.one_of(*LANES),
+    AfterValidator(_something_served),
+]
 PerMinute = Annotated[int, whole(1, _MOST)]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(forms.lower)]
 LogFormat = Annotated[Literal["auto", "text", "json"], BeforeValidator(forms.lower)]
@@ -57,9 +71,11 @@ class Variables(BaseSettings):
         description="SQLAlchemy URL, SQLite or PostgreSQL; the program chooses the async driver",
     )
     redis_url: forms.RedisUrl | None = Field(
-        None, description="when set, the response cache lives there instead of in the database"
+        None, description="for the response cache, which this version does not have; not used"
     )
-    worker_lanes: Lanes = Field(LANES, description="comma-separated lanes to consume")
+    worker_lanes: Lanes = Field(
+        LANES, description="comma-separated lanes to consume; `batch` is not served by this version"
+    )
     worker_concurrency: Annotated[int, whole(1, 4096)] = Field(128, description="jobs in flight per process")
     worker_requests_per_minute: PerMinute | None = Field(
         None, description="default limit of requests per model, shared by all workers on the same database"
