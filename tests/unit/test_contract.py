@@ -1,30 +1,44 @@
 """The contract: what the documentation fixes is what the code does."""
 
+import json
 import re
 import sqlite3
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from schemas import names
 from schemas.cancel import Cancel
 from schemas.contract import asyncapi, json_schemas
 from schemas.failure import Failure, FailureCode
-from schemas.job import Job, Options
+from schemas.job import MAX_MODEL_CHARS, Job, JobId, Options
 from schemas.reply import Reply, ReplyStatus
 from schemas.stream import Chunk, Delta
 from schemas.usage import CostStatus, Usage
 from worker.adapters import http
 from worker.adapters.database.setup import upgrade
 from worker.adapters.database.tables import metadata
+from worker.adapters.price_catalog import PriceCatalog
 from worker.adapters.rabbitmq import topology
 from worker.cli.main import app
 from worker.cli.wiring import Exit
-from worker.domain.attempt import AttemptState, Entry
+from worker.core.accounting import intent_for, measured
+from worker.core.completion import CompletionHandler
+from worker.core.intake import FORBIDDEN, Rejection, ReplyPolicy, decode
+from worker.core.replies import reply_body
+from worker.domain.answer import read_answer
+from worker.domain.attempt import Account, AttemptState, Entry
 from worker.domain.claims import JobStatus
+from worker.domain.spend import Spend
+from worker.ports import Delivery
+
+NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
+"""Prices are those of that day."""
 
 TEXT = (Path(__file__).parents[2] / "docs" / "contract.md").read_text(encoding="utf-8")
 
@@ -89,6 +103,83 @@ def test_message_fields() -> None:
     streaming = re.findall(r"`(\w+)`", TEXT.split("messages of the type")[1].split("## Tables")[0])
     assert streaming == [names.CHUNK_TYPE, *Chunk.model_fields, *Delta.model_fields]
     assert list(Cancel.model_fields) == ["tenant", "job_id"]
+
+
+def examples() -> list[dict[str, Any]]:
+    """Return the documented messages: a job, the reply to it, and a failure."""
+    return [json.loads(text) for text in re.findall(r"^```json\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)]
+
+
+def test_the_example_is_a_job_and_its_reply() -> None:
+    """A worker takes the documented job, and makes of OpenAI's answer the documented reply, cost included."""
+    message, reply, failure = examples()
+    assert set(message) == set(Job.model_fields)
+    when = {
+        name: datetime.fromisoformat(reply[name]) for name in ("received_at", "started_at", "finished_at")
+    }
+    delivery = Delivery(
+        body=json.dumps(message).encode(),
+        lane="completion",
+        high=False,
+        redelivered=False,
+        received_at=when["received_at"],
+    )
+    handler, prices = CompletionHandler(), PriceCatalog()
+    job = decode(delivery, handlers={handler.kind: handler}, max_job_bytes=10_000, reply_policy=ReplyPolicy())
+    assert not isinstance(job, Rejection)
+    answer = read_answer(job.kind, json.dumps(reply["result"]).encode())
+    intent = intent_for(job.request, handler.reserve(job.request), Account(), prices, NOW)
+    made = reply_body(
+        key=job.key,
+        kind=job.kind,
+        status=ReplyStatus.SUCCEEDED,
+        answer=answer,
+        failure=None,
+        spend=Spend().plus(measured(answer, intent, prices, NOW)),
+        attempts=1,
+        **when,
+    )
+    assert json.loads(made) == reply
+    assert set(failure) == set(Failure.model_fields)
+    Failure.model_validate(failure)
+
+
+def test_what_a_message_must_keep_to() -> None:
+    """The documented rules are those of the code, and the JSON Schema has of them what it can hold."""
+    table = TEXT.split("| part | rule |")[1].split("\n\n")[0]
+    rules = dict(re.findall(r"^\| `?([\w. ]+)`? \| (.*) \|$", table, re.MULTILINE))
+    assert f"1 to {MAX_MODEL_CHARS} printable" in rules["request.model"]
+    assert set(re.findall(r"`(\w+)`", rules["request"])) <= FORBIDDEN | {"background"}
+    schema = json_schemas()["job"]["properties"]
+    assert f"1 to {schema['job_id']['maxLength']} bytes" in rules["job_id"]
+    assert f"1 to {schema['tenant']['maxLength']} characters" in rules["tenant"]
+    labels = schema["labels"]
+    assert f"at most {labels['maxProperties']};" in rules["labels"]
+    assert f"keys of 1 to {labels['propertyNames']['maxLength']} characters" in rules["labels"]
+    assert f"at most {labels['additionalProperties']['maxLength']} characters" in rules["labels"]
+    assert schema["request"]["required"] == ["model"]
+
+
+def test_required_fields() -> None:
+    """Marked are the fields without which a message is no job."""
+    rows = re.findall(r"^\| `(\w+)` \| (yes)? ?\|", TEXT.split("| field | required |")[1], re.MULTILINE)
+    required = {name for name, mark in rows[: len(Job.model_fields)] if mark}
+    assert required == {name for name, field in Job.model_fields.items() if field.is_required()}
+
+
+@pytest.mark.parametrize("job_id", ["a", "a b", "\u6f22" * 85, " a", "a ", "a\nb", "x" * 256, ""])
+def test_the_schema_of_a_name_says_what_is_refused(job_id: str) -> None:
+    """Who checks a job_id against the JSON Schema is not refused for it; bytes it cannot count, but names."""
+    schema = json_schemas()["job"]["properties"]["job_id"]
+    fits = schema["minLength"] <= len(job_id) <= schema["maxLength"]
+    passes = fits and re.search(schema["pattern"], job_id) is not None
+    try:
+        TypeAdapter(JobId).validate_python(job_id)
+    except ValidationError:
+        assert not passes
+    else:
+        assert passes
+    assert "255 bytes" in schema["description"]
 
 
 def test_closed_lists() -> None:

@@ -18,6 +18,7 @@ import typer.main
 from examples.demo import jobs as demo
 from schemas.job import Job
 from schemas.names import LANES, SERVED
+from schemas.reply import Reply
 from worker.cli.main import app
 from worker.config.load import FILE_VARIABLE
 from worker.config.settings import Variables
@@ -197,13 +198,13 @@ def codes(text: str) -> set[str]:
 
 @every_document
 def test_json_and_toml_can_be_read(document: Path) -> None:
-    """Each example is well formed, and one with a kind is a valid job."""
+    """Each example is well formed, and one with a kind is a valid job or reply."""
     for text in blocks(document, "toml"):
         tomllib.loads(text)
     for text in blocks(document, "json"):
         value = json.loads(text)
         if "kind" in value:
-            Job.model_validate(value)
+            (Reply if "status" in value else Job).model_validate_json(text)
 
 
 def test_the_guide_to_tools_shows_the_example() -> None:

@@ -54,7 +54,6 @@ FORBIDDEN: Final = frozenset(
 _BOM: Final = b"\xef\xbb\xbf"
 _UNCOMPRESSED: Final = frozenset({"", "identity", "utf-8"})
 """Content encodings that mean none; some clients name the character set there."""
-_MAX_MODEL_CHARS: Final = 256
 
 _JOB_ID: Final[TypeAdapter[str]] = TypeAdapter(schemas.job.JobId)
 _TENANT: Final[TypeAdapter[str]] = TypeAdapter(schemas.job.Tenant)
@@ -246,9 +245,13 @@ def _check_request(request: Mapping[str, Any]) -> None:
     if "model" not in request:
         raise InvalidJobError("request.model: is missing; name the model to use")
     model = request["model"]
-    if not isinstance(model, str) or not model.isprintable() or not 0 < len(model) <= _MAX_MODEL_CHARS:
+    if (
+        not isinstance(model, str)
+        or not model.isprintable()
+        or not 0 < len(model) <= schemas.job.MAX_MODEL_CHARS
+    ):
         raise InvalidJobError(
-            f"request.model: must be a printable text of 1 to {_MAX_MODEL_CHARS} characters"
+            f"request.model: must be a printable text of 1 to {schemas.job.MAX_MODEL_CHARS} characters"
         )
 
 
