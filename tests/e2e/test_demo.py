@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from dev.ports import free_ports
 from dev.processes import bound
 from tests.support.process import ROOT, StartWorker
 from tests.support.rows import rows
@@ -157,7 +158,7 @@ async def test_a_demo_without_a_key_cannot_be_live(tmp_path: Path) -> None:
 async def test_what_the_readme_says_to_try_works(broker: Broker, database_url: str) -> None:
     """Its commands, word for word: every producer gets its answer, and the worker stops cleanly."""
     section = (ROOT / "README.md").read_text().partition("\n## Try it\n")[2].partition("\n## ")[0]
-    commands = section.split("```\n")[3]
+    commands = section.split("```\n")[5]
     programs = Path(sys.executable).parent
     async with Upstream() as upstream:
         code, printed = await run(
@@ -179,6 +180,27 @@ async def test_what_the_readme_says_to_try_works(broker: Broker, database_url: s
     assert [tuple(job.values()) for job in jobs] == [
         (job_id, "succeeded", "sent") for job_id in ("plain-1", "question", "sky-1")
     ]
+
+
+async def test_the_stand_in_of_the_readme_needs_no_key(broker: Broker, database_url: str) -> None:
+    """Its two lines make all that follows work without OpenAI: the prompt comes back."""
+    section = (ROOT / "README.md").read_text().partition("\n## Try it\n")[2].partition("\n## ")[0]
+    stand_in, commands = section.split("```\n")[3:6:2]
+    (port,) = free_ports(1)
+    script = f"{stand_in}{commands}\nkill %2\nwait %2\nkill %1".replace("8181", str(port))
+    code, printed = await run(
+        "bash",
+        "-euo",
+        "pipefail",
+        "-c",
+        script,
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        AMQP_URL=broker.url,
+        DATABASE_URL=database_url,
+        WORKER_HTTP_PORT="0",
+    )
+    assert code == 0, printed
+    assert "Why is the sky blue?" in printed
 
 
 async def test_a_job_that_is_sent_again_is_answered_from_the_stored_reply(
