@@ -26,6 +26,8 @@ async function main() {
     const channel = await connection.createConfirmChannel();
     const { queue } = await channel.assertQueue("", { exclusive: true });
     const reply = new Promise((resolve, reject) => {
+      const late = new Error("no reply within two minutes: is a worker running? Sent again, the job is not run twice");
+      setTimeout(() => reject(late), 120_000).unref();
       channel.on("error", reject);
       channel.on("return", () => reject(new Error("no queue takes this kind of job")));
       channel.consume(queue, (message) => resolve(JSON.parse(message.content)), { noAck: true });
@@ -45,7 +47,7 @@ async function main() {
 
 main().then(
   (reply) => {
-    console.log(reply.status === "succeeded" ? reply.output_text : reply.error);
+    console.log(reply.status === "succeeded" ? reply.output_text : `${reply.error.code}: ${reply.error.message}`);
     process.exitCode = reply.status === "succeeded" ? 0 : 1;
   },
   (error) => {

@@ -60,4 +60,7 @@ def show(reply: dict[str, object]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    try:
+        sys.exit(asyncio.run(main()))
+    except TimeoutError:
+        sys.exit("no reply within two minutes: is a worker running? Sent again, the job is not run twice")

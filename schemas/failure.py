@@ -3,6 +3,7 @@
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
+from typing_extensions import override
 
 
 class FailureCode(StrEnum):
@@ -35,3 +36,8 @@ class Failure(BaseModel):
     http_status: int | None = None
     openai_code: str | None = None
     openai_request_id: str | None = None
+
+    @override
+    def __str__(self) -> str:
+        """Return what a person should read of it."""
+        return f"{self.code}: {self.message}"

@@ -19,7 +19,7 @@ from dev.processes import bound
 from tests.support.process import ROOT, StartWorker
 from tests.support.rows import rows
 from tests.support.servers import Broker
-from tests.support.upstream import Upstream
+from tests.support.upstream import Act, Upstream
 
 JOBS = 15
 NANO = 1_000_000_000
@@ -201,6 +201,14 @@ async def test_the_stand_in_of_the_readme_needs_no_key(broker: Broker, database_
     )
     assert code == 0, printed
     assert "Why is the sky blue?" in printed
+
+
+async def test_a_producer_says_what_went_wrong(broker: Broker, start_worker: StartWorker) -> None:
+    """A failure is printed as a sentence, not as Python would write it."""
+    async with Upstream() as upstream, start_worker(OPENAI_BASE_URL=upstream.base_url):
+        upstream.script(Act(status=400, error={"message": "Unsupported parameter: 'x'."}))
+        code, printed = await run(sys.executable, "examples/producer.py", AMQP_URL=broker.url)
+    assert (code, printed) == (0, "rejected: Unsupported parameter: 'x'.\n")
 
 
 async def test_a_job_that_is_sent_again_is_answered_from_the_stored_reply(
