@@ -181,3 +181,12 @@ def test_a_failing_observer_harms_nobody() -> None:
     logger.removeHandler(handler)
     assert seen == [FINISHED]
     assert "an observer failed on JobFinished" in stream.getvalue()
+
+
+def test_what_was_found_of_a_copy_is_explained() -> None:
+    """Each value of the label that the code writes has its row in the documentation, and no other."""
+    source = (Path(__file__).parents[2] / "worker" / "core" / "processor.py").read_text()
+    told = re.findall(
+        r"^\| `([a-z ]+)` \| ", DOCS.read_text().partition("## Copies of jobs")[2], re.MULTILINE
+    )
+    assert set(told) - {"what"} == set(re.findall(r'JobRepeated\(.*what="([^"]+)"', source))
