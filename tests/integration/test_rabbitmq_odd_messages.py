@@ -11,7 +11,7 @@ from worker.adapters.rabbitmq.consumer import Consumer
 from worker.adapters.rabbitmq.dead import DeadLetters
 from worker.adapters.rabbitmq.publisher import RabbitPublisher
 from worker.domain.events import ServerTrouble
-from worker.ports import Delivery, Settlement
+from worker.ports import Delivery, Place, Settlement
 
 FLAGS = Basic.Properties.flags
 
@@ -46,7 +46,7 @@ async def test_odd_messages_are_handled_and_cost_no_connection(amqp_url: str) ->
     """Each reaches the handler once, can be buried and looked at, and disturbs no other message."""
     told, seen = Told(), []
 
-    async def handler(delivery: Delivery) -> Settlement:
+    async def handler(delivery: Delivery, _place: Place) -> Settlement:
         seen.append(delivery)
         if delivery.body != b"{}":
             await publisher.bury(delivery, "odd")
@@ -78,7 +78,7 @@ async def test_a_name_is_believed_only_where_the_broker_vouches_for_it(amqp_url:
     """A producer's own `x-user-id` is not believed, and is not passed on by a copy."""
     seen: asyncio.Queue[Delivery] = asyncio.Queue()
 
-    async def handler(delivery: Delivery) -> Settlement:
+    async def handler(delivery: Delivery, _place: Place) -> Settlement:
         await seen.put(delivery)
         return Settlement.ACK
 

@@ -17,7 +17,7 @@ from worker.adapters.rabbitmq.connection import Link
 from worker.adapters.rabbitmq.consumer import Consumer
 from worker.adapters.rabbitmq.publisher import RabbitPublisher
 from worker.domain.job import JobKey, ReplyAddress
-from worker.ports import Delivery, OwedReply, PublishError, Settlement
+from worker.ports import Delivery, OwedReply, Place, PublishError, Settlement
 
 
 def owed(queue: str, body: bytes = b'{"answer": 42}', reply_id: str = "r-1") -> OwedReply:
@@ -121,7 +121,7 @@ async def test_a_waiting_room_gives_back_what_it_got(amqp_url: str) -> None:
     )
     got: asyncio.Queue[Delivery] = asyncio.Queue()
 
-    async def handler(received: Delivery) -> Settlement:
+    async def handler(received: Delivery, _place: Place) -> Settlement:
         await got.put(received)
         return Settlement.ACK
 
