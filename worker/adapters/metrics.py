@@ -146,7 +146,8 @@ class Metrics:
         if event.usage is None:
             return
         for child, name in zip(tokens, _DIRECTIONS.values(), strict=True):
-            child.inc(getattr(event.usage, name))
+            if count := getattr(event.usage, name):
+                child.inc(count)
         if event.cost_nano_usd is None:
             self._unpriced.labels(model).inc()
         else:

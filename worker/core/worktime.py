@@ -1,8 +1,8 @@
 """How long a job may still work."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import Final
 
 _LEAST: Final = 0.005
@@ -41,23 +41,49 @@ class WorkTime:
         if self._stopped:
             raise StoppedError
 
-    @contextlib.asynccontextmanager
-    async def spending(self, *, bounded: bool = False) -> AsyncIterator[None]:
+    def spending(self, *, bounded: bool = False) -> AbstractAsyncContextManager[None]:
         """Count what happens inside as work. Raises StoppedError.
 
         With `bounded`, raises TimeoutError when the budget is spent; else what is inside ends by then itself.
         """
+        return _Spending(self, asyncio.timeout(max(self.left, 0) if bounded else None))
+
+    def begin(self, scope: asyncio.Timeout) -> None:
+        """Start to work in a scope that `stop` ends. Raises StoppedError."""
         self.check()
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        self._scope = scope
+
+    def end(self, spent: float) -> None:
+        """Note so many seconds of work."""
+        self._scope = None
+        self.left -= spent
+        self.worked += spent
+
+
+class _Spending:
+    """A stretch of work."""
+
+    __slots__ = ("_began", "_scope", "_work")
+
+    def __init__(self, work: WorkTime, scope: asyncio.Timeout) -> None:
+        self._work = work
+        self._scope = scope
+        self._began = 0.0
+
+    async def __aenter__(self) -> None:
+        self._work.begin(self._scope)
+        self._began = asyncio.get_running_loop().time()
+        await self._scope.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
-            async with asyncio.timeout(max(self.left, 0) if bounded else None) as self._scope:
-                yield
+            await self._scope.__aexit__(kind, error, trace)
+            if isinstance(error, TimeoutError):
+                self._work.check()
         except TimeoutError:
-            self.check()
+            self._work.check()
             raise
         finally:
-            self._scope = None
-            spent = loop.time() - began
-            self.left -= spent
-            self.worked += spent
+            self._work.end(asyncio.get_running_loop().time() - self._began)

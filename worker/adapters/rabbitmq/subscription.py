@@ -3,14 +3,14 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final, cast
 
 import aiormq
-from aiormq.abc import DeliveredMessage
+from aiormq.abc import ConsumerCallback, DeliveredMessage
 
 from worker.adapters.rabbitmq.connection import SERVER, Link, pause
 from worker.adapters.rabbitmq.trouble import DriverGuard, describe
-from worker.domain.events import ServerTrouble
+from worker.domain.events import Broken, ServerTrouble
 from worker.ports import Observer
 
 _RPC_SECONDS: Final = 10
@@ -23,8 +23,7 @@ _RENEW_SECONDS: Final = 20
 class Subscription:
     """Consumes one queue, on a channel of its own, again after each loss of consumer, channel or connection.
 
-    Messages come to `on_message`, which must not wait: the driver calls it
-    from a task that dies with the channel.
+    Messages come to `on_message`, in the order in which they were sent; it must not wait.
     """
 
     def __init__(
@@ -120,18 +119,24 @@ class Subscription:
             channel = self._channel = await self._link.channel()
             channel.on_consumer_cancel_callbacks.add(lambda _frame: self._cancelled.set())
             await channel.basic_qos(prefetch_count=self._prefetch)
+            _without_tasks(channel)
         self._cancelled.clear()
         queue = self.queue
         if self._declare:
             queue = self._declared = await self._declare(channel, None)
-        answer = await channel.basic_consume(queue, self._receive, no_ack=self._declare is not None)
+        receive = cast("ConsumerCallback", self._receive)
+        answer = await channel.basic_consume(queue, receive, no_ack=self._declare is not None)
         self._tag = answer.consumer_tag
         self._heard_at = asyncio.get_running_loop().time()
         return channel
 
-    async def _receive(self, message: DeliveredMessage) -> None:
+    def _receive(self, message: DeliveredMessage) -> "_HandedOver":
         self._heard_at = asyncio.get_running_loop().time()
-        self._on_message(message)
+        try:
+            self._on_message(message)
+        except Exception as error:  # noqa: BLE001  raised further, an error of ours would cost the channel
+            self._observer(Broken(key=None, where=f"consumer of {self.queue}", error=error))
+        return _HANDED_OVER
 
     async def _until_lost(self, channel: aiormq.Channel) -> None:
         cancelled = asyncio.create_task(self._cancelled.wait())
@@ -149,3 +154,26 @@ class Subscription:
             return
         self._in_trouble = trouble is not None
         self._observer(ServerTrouble(server=f"{SERVER} {self.queue}", up=trouble is None, error=trouble))
+
+
+class _HandedOver:
+    """Stands for a task that is done."""
+
+    def add_done_callback(self, _callback: Callable[[Any], object]) -> None:
+        """Nobody is to be told: errors are caught where they happen."""
+
+
+_HANDED_OVER: Final = _HandedOver()
+
+
+def _without_tasks(channel: aiormq.Channel) -> None:
+    """Keep a channel from making a task for each delivery, and from remembering it in two places.
+
+    The delivery only changes hands; what handles it is a task of ours, whatever becomes of the channel.
+    """
+    create = channel.create_task
+
+    def create_task(work: Any) -> Any:
+        return work if work is _HANDED_OVER else create(work)
+
+    channel.create_task = create_task  # type: ignore[assignment, method-assign]  # no other seam
