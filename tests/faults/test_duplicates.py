@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.support.producer import completion
+from tests.support.producer import completion, producing
 from tests.support.scene import SECRET, Scene
 from tests.support.upstream import ALWAYS, Act
 
@@ -93,6 +93,19 @@ async def test_a09_duplicates_of_everything(scene: Scene) -> None:
         for number in range(20):
             await scene.send(f"job-{number}")
     await scene.replied(20)
+    await scene.holds()
+
+
+@ON_SQLITE
+async def test_a09_copy_for_another_queue_while_the_first_is_owed(scene: Scene) -> None:
+    """The copy is answered where it asks; what is owed elsewhere stays owed."""
+    await scene.died_on("reply:before:kill")
+    async with producing(scene.broker.url) as other:
+        await scene.send("one", properties={"reply_to": other.queue})
+        await scene.worker()
+        (copy,) = await other.received(1)
+        (reply,) = await scene.replied(1)
+    assert copy == reply
     await scene.holds()
 
 

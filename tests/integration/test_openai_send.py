@@ -12,7 +12,7 @@ from openai import AsyncOpenAI, DefaultAioHttpClient
 from openai._types import RequestOptions
 
 from schemas.names import Kind
-from tests.support.upstream import Act, Upstream
+from tests.support.upstream import ALWAYS, Act, Upstream
 from worker.adapters.openai_api.client import OpenAIClient
 from worker.adapters.openai_api.credentials import AccountCredentials
 from worker.domain.answer import read_answer
@@ -217,7 +217,7 @@ async def test_any_status_is_refused_once(client: OpenAIClient, upstream: Upstre
     assert isinstance(outcome, Refused)
     assert (outcome.http_status, outcome.code, outcome.kind) == (status, None, None)
     assert outcome.message == f"OpenAI answered with status {status}"
-    assert len(upstream.requests) == 1
+    assert len([seen for seen in upstream.requests if seen.path.endswith("/completions")]) == 1
 
 
 @pytest.mark.parametrize(
@@ -240,10 +240,21 @@ async def test_a_missing_address_is_told_from_a_missing_model(
     client: OpenAIClient, upstream: Upstream, *, act: Act, gone: bool
 ) -> None:
     """What OpenAI names in an error object is the request's affair, a page of no such address is not."""
-    upstream.script(act)
+    upstream.script(replace(act, times=ALWAYS))
     outcome = await client.send(call())
     assert isinstance(outcome, Refused)
     assert outcome.no_such_path is gone
+
+
+async def test_a_server_that_lacks_the_first_path_asked_for_is_there(
+    client: OpenAIClient, upstream: Upstream
+) -> None:
+    """Nothing has been answered yet, but it lists its models: the job is refused, and nothing else."""
+    upstream.script(Act(status=404, body='{"detail": "Not Found"}'))
+    outcome = await client.send(replace(call(), kind=Kind.EMBEDDING))
+    assert isinstance(outcome, Refused)
+    assert not outcome.no_such_path
+    assert [seen.path.rpartition("/")[2] for seen in upstream.requests] == ["embeddings", "models"]
 
 
 async def test_a_path_that_was_never_there_is_no_missing_address(

@@ -183,7 +183,8 @@ class Scene:
         evidence = Evidence(
             sent=list(self._sent),
             replies=self.producer.replies,
-            requests=self.upstream.requests,
+            # A look at the models costs nothing and is no job's.
+            requests=[seen for seen in self.upstream.requests if not seen.path.endswith("/models")],
             dead=await self.producer.dead(),
             logs=[worker.log for worker in self.workers],
             secrets=secrets,

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
@@ -19,6 +19,7 @@ from worker.core.limits import Limit, LimitBook, Need, Permit, PostponedError
 from worker.core.permit import GatePermit
 from worker.core.run import JobRun
 from worker.core.services import Policy, Services
+from worker.core.worktime import StoppedError
 from worker.domain.attempt import Account
 from worker.domain.events import Broken
 from worker.domain.job import JobKey
@@ -56,7 +57,7 @@ class LookedAt(MemoryQuota):
     """Counts how often somebody looks."""
 
     looks = 0
-    away = False
+    away = hanging = False
 
     def __init__(self, clock: SkippingClock) -> None:
         super().__init__(clock)
@@ -67,6 +68,8 @@ class LookedAt(MemoryQuota):
         self.looks += 1
         if self.away:
             raise ConnectionError
+        if self.hanging:
+            await asyncio.Event().wait()
         return await super().look(account, name)
 
 
@@ -226,18 +229,31 @@ async def test_who_cannot_look_goes(quota: LookedAt) -> None:
     assert [type(event) for event in events.seen] == [Broken]
 
 
-class Store(JobStore):
-    """Another job is refused while the first intent is written."""
+async def test_a_look_that_hangs_holds_nobody_up_for_long(quota: LookedAt) -> None:
+    """One connection may hang while all else goes on: they go after half a second, all together."""
+    events = Events()
+    async with workers(2, quota, events) as (one, _):
+        permits = [await one.admit(need(), patience=5) for _ in range(4)]
+        quota.clock.skip(30)
+        quota.hanging = True
+        began = asyncio.get_running_loop().time()
+        assert all(await asyncio.gather(*(permit.holds() for permit in permits)))
+        assert asyncio.get_running_loop().time() - began < 1
+    assert (quota.looks, [type(event) for event in events.seen]) == (1, [Broken])
 
-    def __init__(self, limiter: SharedLimiter) -> None:
-        self.limiter = limiter
+
+class Store(JobStore):
+    """Something happens while the first intent is written."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self.meanwhile = meanwhile
         self.log = list[str]()
 
     @override
     async def next_attempt(self, attempt: NextAttempt) -> bool:
         self.log.append(f"intent {attempt.attempt_no}")
         if attempt.attempt_no == 1:
-            self.limiter.close_bucket(ACCOUNT, MODEL, 0.3, "rate_limit_exceeded")
+            self.meanwhile()
         return True
 
     @override
@@ -272,26 +288,45 @@ def _reserve(_: Mapping[str, Any]) -> Usage:
     return Usage(input_tokens=1, output_tokens=1)
 
 
+def a_run(store: Store, openai: Answers, limiter: SharedLimiter, clock: SkippingClock) -> JobRun:
+    """Build the run of a job that has just been claimed."""
+    services = Services(
+        store=store,
+        openai=openai,
+        limiter=limiter,
+        prices=NoPrices(),
+        clock=clock,
+        observer=Events(),
+        random=lambda: 0.5,
+        account_of=lambda _: ACCOUNT,
+        policy=Policy(max_attempts=1),
+    )
+    job, claimed = a_job(request={"model": MODEL}), Claimed(attempt_no=0)
+    return JobRun(job, claimed, Journal(job, claimed, 1, services), services, None)
+
+
+async def test_who_is_stopped_before_its_request_has_sent_nothing(quota: LookedAt) -> None:
+    """Cancelled during the last look: the attempt is noted as not sent, and nothing is booked."""
+    async with workers(1, quota, Events()) as (limiter,):
+        store = Store(lambda: run.work.stop())  # noqa: PLW0108 (there is no run yet)
+        openai = Answers(store.log)
+        run = a_run(store, openai, limiter, quota.clock)
+        with pytest.raises(StoppedError):
+            await run.call(run.job.request, _reserve)
+        run.forgo()
+        record = run.journal.take()
+    assert record is not None
+    assert (record.error_code, record.ledger, openai.at) == ("not_sent", None, 0.0)
+
+
 async def test_a_request_that_may_not_leave_any_more_stands_in_line_again(quota: LookedAt) -> None:
     """Its attempt is written off as not sent, which counts as no failure; its place goes to another."""
     async with workers(1, quota, Events()) as (limiter,):
-        store = Store(limiter)
+        store = Store(lambda: limiter.close_bucket(ACCOUNT, MODEL, 0.3, "rate_limit_exceeded"))
         openai = Answers(store.log)
-        services = Services(
-            store=store,
-            openai=openai,
-            limiter=limiter,
-            prices=NoPrices(),
-            clock=quota.clock,
-            observer=Events(),
-            random=lambda: 0.5,
-            account_of=lambda _: ACCOUNT,
-            policy=Policy(max_attempts=1),
-        )
-        job, claimed = a_job(request={"model": MODEL}), Claimed(attempt_no=0)
-        run = JobRun(job, claimed, Journal(job, claimed, 1, services), services, None)
+        run = a_run(store, openai, limiter, quota.clock)
         began = asyncio.get_running_loop().time()
-        answer = await run.call(job.request, _reserve)
+        answer = await run.call(run.job.request, _reserve)
     assert answer.text == "hi"
     assert store.log == ["intent 1", "not_sent 1", "intent 2", "sent"]
     assert openai.at - began > 0.3

@@ -62,6 +62,24 @@ async def test_what_is_stopped_does_not_begin() -> None:
             pytest.fail("it began")
 
 
+async def test_being_stopped_twice_is_being_stopped() -> None:
+    """Also while the first time is still being heeded."""
+    work = WorkTime(60)
+
+    async def run() -> None:
+        async with work.spending():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                work.stop()
+
+    task = asyncio.create_task(run())
+    await asyncio.sleep(0)
+    work.stop()
+    with pytest.raises(StoppedError):
+        await task
+
+
 async def test_being_cancelled_is_not_being_stopped() -> None:
     """The process's own stop passes through as what it is."""
     work = WorkTime(60)

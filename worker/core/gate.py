@@ -21,6 +21,8 @@ _WARY_SECONDS: Final = 0.015
 """Where news is older at a start, the others are asked once more; the latter after a recent refusal."""
 _STALE_SECONDS: Final = 1.5
 """While it is used, news comes every second."""
+_BLIND_SECONDS: Final = 5.0
+"""So long nobody looks again where a look has failed."""
 _COUNTED_SECONDS: Final = 2.0
 """So long after the first answer the others are counted that came at the same time."""
 _LATE_SECONDS: Final = 0.5
@@ -55,6 +57,7 @@ class Gate:
     used_at: float = -1e9
     _heard_at: float = -1e9
     _counted_from: float = 0.0
+    _blind_until: float = 0.0
     _heeded_at: float = -1e9
     _cautious: int = _FIRST
 
@@ -174,8 +177,14 @@ class Gate:
         the same time is not counted yet. And where nothing was heard for long, since it was not used: it
         may be paused.
         """
+        if now < self._blind_until:
+            return False
         refused = now < self._counted_from or (self.others > 0 and self.is_wary(now))
         return (refused and self.is_news_old(now)) or now - self._heard_at > _STALE_SECONDS
+
+    def look_in_vain(self, now: float) -> None:
+        """Note that nothing could be seen: what is admitted goes, as if there were no news."""
+        self._blind_until = now + _BLIND_SECONDS
 
     def look(self, glance: Glance, asked_at: float, now: float) -> None:
         """Take in how often it was closed, and whether it is paused."""

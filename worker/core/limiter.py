@@ -18,6 +18,7 @@ from worker.core.samples import Samples
 from worker.core.talk import Talk
 from worker.domain.attempt import Account
 from worker.domain.events import Broken
+from worker.domain.quota import Glance
 from worker.domain.retry import room_seconds
 from worker.ports import Clock, Observer, QuotaStore
 
@@ -31,6 +32,7 @@ _LONGEST_NAP: Final = 120.0
 _BACK_AFTER: Final = 2.0
 """Seconds that the way through a waiting room takes besides."""
 _NEWS_SECONDS: Final = 1.0
+_LOOK_SECONDS: Final = 0.5
 _HELD_UP_SECONDS: Final = 0.05
 _SPREAD_SECONDS: Final = 0.15
 """After a recent refusal, requests that were held up for longer than that are spread over so many."""
@@ -51,6 +53,7 @@ class SharedLimiter(Limiter):
         places: int = 64,
     ) -> None:
         self._store = store
+        self._looks: set[asyncio.Task[Glance]] = set()
         self._clock = clock
         self._observer = observer
         self._places = places
@@ -265,12 +268,19 @@ class SharedLimiter(Limiter):
             now = self._clock.monotonic()
             if not gate.must_look(now):
                 return  # somebody has just looked
-            try:
-                glance = await self._store.look(gate.account, gate.name)
-            except Exception as error:  # noqa: BLE001 - whatever it is, what was admitted goes, as if there were no news
+            look = asyncio.create_task(self._store.look(gate.account, gate.name))
+            # Left to itself when it takes too long: a connection that hangs may hang on being closed, too.
+            self._looks.add(look)
+            look.add_done_callback(self._looks.discard)
+            done, _ = await asyncio.wait({look}, timeout=_LOOK_SECONDS)
+            if not done:
+                look.cancel()
+            error = look.exception() if done else TimeoutError()
+            if error is not None:
+                gate.look_in_vain(self._clock.monotonic())
                 self._observer(Broken(key=None, where="limits", error=error))
                 return
-            gate.look(glance, now, self._clock.monotonic())
+            gate.look(look.result(), now, self._clock.monotonic())
             if gate.door.behind:
                 self._wake.set()
 

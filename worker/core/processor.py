@@ -219,7 +219,10 @@ class Processor:
         own_copy = delivery.redelivered or X_PARKED in delivery.headers
         if not (own_copy and done.sent and done.reply.address == job.address):
             reply = erased_reply(job, done, self._services.clock.now()) if done.erased else done.reply
-            await self._replies.deliver(replace(reply, address=job.address))
+            if reply.address == job.address:
+                await self._replies.deliver(reply)
+            else:
+                await self._replies.deliver_copy(replace(reply, address=job.address))
         return Settlement.ACK
 
     async def _postpone(self, delivery: Delivery, run: JobRun, postponed: PostponedError) -> Settlement:

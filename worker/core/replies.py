@@ -20,6 +20,8 @@ from worker.ports import Clock, Observer, Outbox, OwedReply, Publisher, PublishE
 SWEEP_SECONDS = 5.0
 """How often replies are looked for that nobody has delivered in time."""
 _SWEEP_SIZE = 100
+_AT_A_TIME = 16
+"""A broker takes as long to confirm one as to confirm many; but bodies may be large."""
 LARGEST_ANSWER = 15 * 2**20
 """Bytes; RabbitMQ 4 carries messages up to 16 MiB, and the reply must hold the answer."""
 _LARGEST_REPLY = LARGEST_ANSWER + 2**19
@@ -107,18 +109,39 @@ class Replies:
         else:
             self._observer(ReplySettled(key=owed.key, what="returned"))
 
+    async def deliver_copy(self, reply: OwedReply) -> None:
+        """Publish a stored reply to another queue than the one it is owed to, which waits for its own.
+
+        Nobody owes this one: it is the copy of the job that asks for it. Raises PublishError.
+        """
+        if reply.address.queue is not None and not await self._publisher.reply(reply):
+            self._observer(ReplySettled(key=reply.key, what="returned"))
+
     async def sweep_forever(self) -> None:
         """Deliver, every few seconds, the replies that their workers left behind."""
         while True:
             try:
                 swept = await self._sweep()
             except Exception as error:  # noqa: BLE001 (an error of ours must not end what others rely on)
-                self._observer(Broken(key=None, where="reply sweep", error=error))
+                self._broken(error)
                 swept = 0
             if swept < _SWEEP_SIZE:
                 await self._clock.sleep(SWEEP_SECONDS)
 
     async def _sweep(self) -> int:
         owed = await self._outbox.due(_SWEEP_SIZE)
-        await asyncio.gather(*map(self.deliver, owed))
+        room = asyncio.Semaphore(_AT_A_TIME)
+
+        async def deliver(reply: OwedReply) -> None:
+            async with room:
+                await self.deliver(reply)
+
+        for error in await asyncio.gather(*map(deliver, owed), return_exceptions=True):
+            if error is not None:
+                self._broken(error)
         return len(owed)
+
+    def _broken(self, error: BaseException) -> None:
+        if not isinstance(error, Exception):
+            raise error
+        self._observer(Broken(key=None, where="reply sweep", error=error))

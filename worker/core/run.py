@@ -105,6 +105,9 @@ class JobRun(Steps):
         while True:
             self._admitted = await self._next_admission(request, reserve)
             if await self._admitted[0].holds():
+                # Whoever ends here has sent nothing: the permit is given back.
+                self.work.check()
+                check_deadline(self.job, self._services)
                 admitted, self._admitted = self._admitted, None
                 return admitted
             self.forgo()

@@ -32,9 +32,9 @@ class WorkTime:
 
     def stop(self) -> None:
         """End the work that is going on, and all that would begin."""
-        self._stopped = True
-        if self._scope is not None:
+        if not self._stopped and self._scope is not None:
             self._scope.reschedule(-1)
+        self._stopped = True
 
     def check(self) -> None:
         """Raise StoppedError after `stop`."""

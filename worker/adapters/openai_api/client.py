@@ -87,7 +87,8 @@ class OpenAIClient(OpenAI):
             async with asyncio.timeout(call.timeout):
                 response = await client.send(path, call.body, seconds=call.timeout)
         except APIStatusError as error:
-            return refused(error, call.body, no_path=no_such_path(error) and self._may_be_gone(call, path))
+            no_path = no_such_path(error) and await self._is_nothing_there(call.account.name, path)
+            return refused(error, call.body, no_path=no_path)
         except APIConnectionError as error:
             return lost(error)
         except TimeoutError:
@@ -111,13 +112,17 @@ class OpenAIClient(OpenAI):
             return str(error)
         return None
 
-    def _may_be_gone(self, call: Call, path: str) -> bool:
+    async def _is_nothing_there(self, account: str, path: str) -> bool:
         """Whether a missing path says that all are: not where others are served and it never was.
 
         Some servers that speak OpenAI's protocol lack a path; a job that needs it must not stop the rest.
+        Where nothing is known yet, the list of models tells.
         """
-        account = call.account.name
-        return (account, path) in self._found or all(name != account for name, _ in self._found)
+        served = {found for name, found in self._found if name == account}
+        if not served and await self.probe(account) is None:
+            self._found.add((account, "/models"))
+            return False
+        return path in served or not served
 
     def _client(self, account: AccountCredentials, tls: ssl.SSLContext) -> RepeatingClient:
         base_url = account.base_url or OPENAI_URL

@@ -126,7 +126,10 @@ class Subscription:
             queue = self._declared = await self._declare(channel, None)
         receive = cast("ConsumerCallback", self._receive)
         answer = await channel.basic_consume(queue, receive, no_ack=self._declare is not None)
-        self._tag = answer.consumer_tag
+        self._tag = tag = answer.consumer_tag
+        if tag is not None:
+            # As it is: the driver has wrapped it into a coroutine.
+            channel.consumers[tag] = receive
         self._heard_at = asyncio.get_running_loop().time()
         return channel
 
