@@ -63,9 +63,13 @@ def check_chat(request: Mapping[str, Any], limits: ImageLimits) -> None:
     messages = request.get("messages")
     if not isinstance(messages, list) or not messages:
         raise InvalidJobError("request.messages: must be a list of at least one message")
-    if not all(isinstance(message, dict) for message in messages):
-        raise InvalidJobError("request.messages: each message must be an object")
-    check_images(messages, limits, "request.messages")
+    plain = True
+    for message in messages:
+        if not isinstance(message, dict):
+            raise InvalidJobError("request.messages: each message must be an object")
+        plain = plain and not isinstance(message.get("content"), list)
+    if not plain:
+        check_images(messages, limits, "request.messages")
 
 
 def check_images(messages: list[Any], limits: ImageLimits, path: str) -> None:
