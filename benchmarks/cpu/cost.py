@@ -19,7 +19,7 @@ BEST_PEER: Final = {SMALL: "<= 0.5", LARGE: "<= 0.33"}
 FLOOR: Final = "<= 1.35"
 TWICE: Final = ">= 2"
 FINER: Final = 5
-"""So many times the jobs for the bare consumer: in fewer the kernel, which counts in 0.01 s, sees 0.2 s of it."""
+"""So many times the jobs for the bare consumer: the kernel counts in 0.01 s, and fewer take but 0.2 s."""
 
 Paces = dict[tuple[str, int], list[Pace]]
 
