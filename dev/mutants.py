@@ -70,9 +70,12 @@ MUTANTS = (
         name="acknowledged before the outcome is committed",
         edits=[
             (
-                "worker/core/processor.py",
-                "        place.leave()\n",
-                "        place.leave()\n        await place.settle(Settlement.ACK)\n",
+                PROCESSOR,
+                "            return await self._finish(place",
+                (
+                    "            await place.settle(Settlement.ACK)\n"
+                    "            return await self._finish(place"
+                ),
             )
         ],
         tests=[f"{CRASHES}::test_cp05_killed_with_the_answer_in_memory[sqlite]"],
