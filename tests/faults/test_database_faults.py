@@ -240,9 +240,18 @@ async def test_c09_database_of_another_shape(scene: Scene) -> None:
     assert worker.exit_code is None
     await execute(scene.database_url, "ALTER TABLE jobs RENAME COLUMN another TO lease_token")
     await scene.replied(8)
-    async with aiohttp.ClientSession() as session, session.get(f"{worker.http_url}/readyz") as response:
-        assert response.status == 200
+    await _is_ready(worker.http_url)
     await scene.holds()
+
+
+async def _is_ready(url: str) -> None:
+    """Wait until a worker says so: its last reply may be here before it knows that nothing is broken."""
+    async with asyncio.timeout(20), aiohttp.ClientSession() as session:
+        while True:
+            async with session.get(f"{url}/readyz") as response:
+                if response.status == 200:
+                    return
+            await asyncio.sleep(0.05)
 
 
 async def test_c09_database_changes_its_shape_during_a_call(scene: Scene) -> None:
