@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aio_pika
+import aiormq
 import pytest
 
 from schemas.names import DEAD, JOBS, lane_queue
@@ -110,6 +111,30 @@ async def test_a_delivery_is_handled_and_acknowledged(amqp_url: str) -> None:
         assert (second.body, second.lane, second.high) == (b"b", "vision", True)
         assert first.received_at.tzinfo
     assert await count(amqp_url, lane_queue("tool")) == 0
+
+
+async def test_deliveries_change_hands_without_a_task_of_the_driver(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would make one for each, and remember it in two places."""
+    made: list[str] = []
+    create = aiormq.Channel.create_task
+
+    def create_task(channel: aiormq.Channel, work: Any) -> Any:
+        if channel.consumers:
+            made.append(work.__qualname__)
+        return create(channel, work)
+
+    monkeypatch.setattr(aiormq.Channel, "create_task", create_task)
+    handler = Handler()
+    handler.free.set()
+    async with linked(amqp_url) as link, running(link, handler):
+        await send_all(amqp_url, b"first")
+        await until(lambda: handler.finished == 1)
+        made.clear()
+        await send_all(amqp_url, *(b"%d" % number for number in range(5)))
+        await until(lambda: handler.finished == 6)
+        assert made == []
 
 
 async def test_only_so_many_run_and_high_goes_first(amqp_url: str) -> None:
