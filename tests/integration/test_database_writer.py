@@ -29,6 +29,7 @@ from tests.support.databases import (
 from worker.adapters.database.attempt import BeginAttempt
 from worker.adapters.database.batch import Work
 from worker.adapters.database.cancel import RequestCancel
+from worker.adapters.database.claim import ClaimJob
 from worker.adapters.database.engine import Use, open_engine
 from worker.adapters.database.errors import DatabaseClosedError, DatabaseRefusedError
 from worker.adapters.database.opening import Database, open_database
@@ -430,6 +431,32 @@ class TestServerAway:
         await other.close()
         assert events.seen == []
         assert await rows(postgres_url, "SELECT count(*) FROM usage_ledger") == [(2,)]
+
+    async def test_job_that_another_is_inserting(self, postgres_url: str) -> None:
+        """A claim waits for the other's row, and then sees it, in the same transaction."""
+        await upgrade(postgres_url)
+        other = await asyncpg.connect(postgres_url)
+        async with open_database(postgres_url, observer=Events(), lease_seconds=LEASE_SECONDS) as database:
+            once, runs = database.writer._run_batch, 0
+
+            async def counted(connection: AsyncConnection, work: list[Work]) -> list[object]:
+                nonlocal runs
+                runs += any(isinstance(item, ClaimJob) for item in work)
+                return await once(connection, work)
+
+            database.writer._run_batch = counted  # type: ignore[assignment]
+            async with other.transaction():
+                await other.execute(
+                    "INSERT INTO jobs (tenant, job_id, received_at, labels, status, cancel_requested_at)"
+                    " VALUES ('acme', 'job', now(), '{}', 'waiting', now())"
+                )
+                claiming = asyncio.ensure_future(database.store.claim(a_claim(a_job(), a_token())))
+                await until(lambda: waiting_for_lock(other))
+            claimed = await claiming
+        await other.close()
+        assert isinstance(claimed, Claimed)
+        assert claimed.cancel_requested
+        assert runs == 1
 
     async def test_locked_file_is_waited_for(self, sqlite_url: str, open_engine_of: AsyncEngine) -> None:
         """While another process holds the write lock, callers wait and see no error."""

@@ -10,7 +10,6 @@ from worker.adapters.database.bulk import run
 from worker.adapters.database.history import load_past
 from worker.adapters.database.sql import KEYS, keys_value
 from worker.adapters.database.statements import Statements
-from worker.adapters.database.tables import jobs
 from worker.adapters.database.work import LockedJob, Operation, Past, Step, Writes
 from worker.domain.budget import month_of
 from worker.domain.job import JobKey
@@ -77,6 +76,9 @@ class Batch:
         rows = [row for operation in operations if (row := operation.new_row()) is not None]
         rows.sort(key=lambda row: (row["tenant"], row["job_id"]))
         keys = {KEYS: keys_value([operation.key for operation in operations])}
-        calls = [*self._statements.insert[jobs].calls(rows), *self._statements.lock.calls([keys])]
-        locked = map(LockedJob._make, await run(connection, calls))
-        return {JobKey(job.tenant, job.job_id): job for job in locked}
+        lock = list(self._statements.lock.calls([keys]))
+        found = await run(connection, [*self._statements.insert_jobs.calls(rows), *lock])
+        if len(found) < len(operations):
+            # Another transaction may have inserted one, for which ours has waited: now it can be seen.
+            found = await run(connection, lock)
+        return {JobKey(job.tenant, job.job_id): job for job in map(LockedJob._make, found)}

@@ -108,7 +108,11 @@ def _processor(kind: TypeEngine[Any] | None, dialect: Dialect) -> _Processor | N
 
 
 async def run(connection: AsyncConnection, calls: Sequence[Call]) -> list[tuple[Any, ...]]:
-    """Run them in order, in the connection's transaction; return what the last select finds."""
+    """Run them in order, in the connection's transaction; return what a select at the end finds.
+
+    PostgreSQL is asked but once, so that the select does not see what is written: the writes before it
+    return its columns of their rows.
+    """
     if not calls:
         return []
     if connection.dialect.name != "sqlite":
@@ -135,29 +139,24 @@ def _run_sqlite(connection: sqlite3.Connection, calls: Sequence[Call]) -> list[t
 
 
 def _run(connection: Connection, calls: Sequence[Call]) -> list[tuple[Any, ...]]:
-    found: list[tuple[Any, ...]] = []
-    for selects, some in groupby(calls, key=lambda call: call.selects):
-        if selects:
-            for call in some:
-                found = [tuple(row) for row in connection.exec_driver_sql(call.sql, call.parameters[0])]
-        else:
-            writes = list(some)
-            sql = _together(tuple(call.sql for call in writes))
-            connection.exec_driver_sql(sql, sum((call.parameters[0] for call in writes), ()))
-    return found
+    selects = calls[-1].selects
+    sql = _together(tuple(call.sql for call in calls), selects=selects)
+    rows = connection.exec_driver_sql(sql, sum((call.parameters[0] for call in calls), ()))
+    return [tuple(row) for row in rows] if selects else []
 
 
 @lru_cache(maxsize=1024)
-def _together(statements: tuple[str, ...]) -> str:
+def _together(statements: tuple[str, ...], *, selects: bool) -> str:
     """Return one statement that does what several do, on different rows, with all their parameters."""
     if len(statements) == 1:
         return statements[0]
-    parts, count = [], 0
+    parts, finds, count = [], [], 0
     for number, sql in enumerate(statements):
         places = [int(place) for place in _PLACE.findall(sql)]
         parts.append(f"w{number} AS ({_PLACE.sub(partial(_moved, count), sql)})")
+        finds.append(f"SELECT * FROM w{number}")  # noqa: S608  nothing but a number
         count += max(places)
-    return f"WITH {', '.join(parts)} SELECT 1"
+    return f"WITH {', '.join(parts)} {' UNION ALL '.join(finds) if selects else 'SELECT 1'}"
 
 
 def _moved(by: int, place: re.Match[str]) -> str:

@@ -36,6 +36,9 @@ class Many(Protocol):
     def insert(self, table: Table, columns: Sequence[str]) -> Any:
         """Return an insert that leaves rows alone whose key exists."""
 
+    def insert_found(self, table: Table, found: Sequence[ColumnElement[Any]], columns: Sequence[str]) -> Any:
+        """Return the same for rows that a select in the same run is to find, as it does, too."""
+
     def upsert(self, table: Table, columns: Sequence[str]) -> Any:
         """Return an insert that overwrites the row whose primary key exists."""
 
@@ -53,6 +56,10 @@ class EachRow(Many):
     @override
     def insert(self, table: Table, columns: Sequence[str]) -> Any:
         return sqlite.insert(table).on_conflict_do_nothing()
+
+    @override
+    def insert_found(self, table: Table, found: Sequence[ColumnElement[Any]], columns: Sequence[str]) -> Any:
+        return self.insert(table, columns)
 
     @override
     def upsert(self, table: Table, columns: Sequence[str]) -> Any:
@@ -74,6 +81,10 @@ class Arrays(Many):
     @override
     def insert(self, table: Table, columns: Sequence[str]) -> Any:
         return self._insert(table, columns).on_conflict_do_nothing()
+
+    @override
+    def insert_found(self, table: Table, found: Sequence[ColumnElement[Any]], columns: Sequence[str]) -> Any:
+        return self._insert(table, columns).on_conflict_do_nothing().returning(*found)
 
     @override
     def upsert(self, table: Table, columns: Sequence[str]) -> Any:

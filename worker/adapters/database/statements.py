@@ -74,8 +74,9 @@ class Statements:
         self._many = many_of(dialect.name)
         self.insert: dict[Table, Bulk] = {
             table: self._bulk(table, partial(self._many.insert, table))
-            for table in (jobs, requests, attempts, usage_ledger, results)
+            for table in (requests, attempts, usage_ledger, results)
         }
+        self.insert_jobs = self._bulk(jobs, partial(self._many.insert_found, jobs, LOCKED))
         self.save_checkpoint = self._bulk(checkpoints, partial(self._many.upsert, checkpoints))
         self.update_job = self._update(jobs, {OF_TENANT: jobs.c.tenant, OF_JOB: jobs.c.job_id})
         attempt = {
