@@ -7,17 +7,19 @@ turn of an event loop that has much else to do. That costs more than the drivers
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from sqlalchemy import Connection, Dialect
+import orjson
+from sqlalchemy import JSON, Connection, Dialect, LargeBinary
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
-from worker.adapters.database.errors import NotConnectedError
+from worker.adapters.database.errors import DatabaseRefusedError, NotConnectedError
+from worker.adapters.database.many import NUMBER, ROWS
 
 Columns: TypeAlias = tuple[str, ...]
 _Processor: TypeAlias = Callable[[Any], Any]
@@ -36,7 +38,7 @@ class Bulk:
     """A statement on rows, which may have one set of columns or another.
 
     `build` returns it for the names of the columns, `kinds` has the types of their values. With
-    `arrays` each of its parameters is the array of all rows' values.
+    `whole` its parameters are all rows, as `many.Document` takes them.
     """
 
     def __init__(
@@ -45,15 +47,15 @@ class Bulk:
         build: Callable[[Columns], Any],
         kinds: Mapping[str, TypeEngine[Any]],
         *,
-        arrays: bool = False,
+        whole: bool = False,
         selects: bool = False,
     ) -> None:
         self._dialect = dialect
         self._build = build
         self._kinds = kinds
-        self._arrays = arrays
+        self._whole = whole
         self._selects = selects
-        self._compiled: dict[Columns, _Compiled] = {}
+        self._compiled: dict[Columns, _EachRow | _AllRows] = {}
 
     def calls(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Call]:
         """Yield what runs it on these rows, in their order."""
@@ -61,50 +63,75 @@ class Bulk:
             compiled = self._compiled.get(columns)
             if compiled is None:
                 compiled = self._compiled[columns] = self._compile(columns)
-            values = list(map(compiled.values, some))
-            parameters = [tuple(map(list, zip(*values, strict=True)))] if self._arrays else values
-            yield Call(compiled.sql, parameters, self._selects)
+            yield Call(compiled.sql, compiled.parameters(some), self._selects)
 
-    def _compile(self, columns: Columns) -> "_Compiled":
-        # The columns of arrays are in the statement already.
-        keys = None if self._arrays else list(columns)
+    def _compile(self, columns: Columns) -> "_EachRow | _AllRows":
+        # The columns of a document are in the statement already.
+        keys = None if self._whole else list(columns)
         compiled = self._build(columns).compile(dialect=self._dialect, column_keys=keys)
         names: Sequence[str] = compiled.positiontup
-        processors = [_processor(self._kinds.get(name), self._dialect) for name in names]
-        return _Compiled(
-            compiled.string,
-            names,
-            [(place, processor) for place, processor in enumerate(processors) if processor is not None],
-            {name: value for name, value in compiled.params.items() if name not in columns},
-        )
+        if self._whole:
+            return _AllRows(compiled.string, names, self._processors(columns))
+        fixed = {name: value for name, value in compiled.params.items() if name not in columns}
+        return _EachRow(compiled.string, names, self._processors(names), fixed)
+
+    def _processors(self, names: Sequence[str]) -> "dict[str, _Processor]":
+        """Return what turns values into the driver's; within a document, documents are no texts."""
+        kinds = {name: kind for name in names if (kind := self._kinds.get(name)) is not None}
+        found = {
+            name: kind.dialect_impl(self._dialect).bind_processor(self._dialect)
+            for name, kind in kinds.items()
+            if not (self._whole and isinstance(kind, JSON | LargeBinary))
+        }
+        return {name: processor for name, processor in found.items() if processor is not None}
 
 
-class _Compiled:
-    """SQL for one set of columns, and what a row has to become for it."""
+class _EachRow:
+    """SQL that runs once a row."""
 
     def __init__(
-        self,
-        sql: str,
-        names: Sequence[str],
-        convert: Sequence[tuple[int, _Processor]],
-        fixed: Mapping[str, Any],
+        self, sql: str, names: Sequence[str], convert: Mapping[str, _Processor], fixed: Mapping[str, Any]
     ) -> None:
         self.sql = sql
         # One more than there are: a single one would not come as a tuple.
         self._pick = itemgetter(*names, names[0])
-        self._convert = convert
+        self._convert = [(place, convert[name]) for place, name in enumerate(names) if name in convert]
         self._fixed = fixed
 
-    def values(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Return a row as the driver takes it."""
+    def parameters(self, rows: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+        return list(map(self._values, rows))
+
+    def _values(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         *values, _ = self._pick({**row, **self._fixed} if self._fixed else row)
         for place, processor in self._convert:
             values[place] = processor(values[place])
         return tuple(values)
 
 
-def _processor(kind: TypeEngine[Any] | None, dialect: Dialect) -> _Processor | None:
-    return None if kind is None else kind.dialect_impl(dialect).bind_processor(dialect)
+class _AllRows:
+    """SQL that takes all rows as a document, and their bytes as arrays."""
+
+    def __init__(self, sql: str, names: Sequence[str], convert: Mapping[str, _Processor]) -> None:
+        self.sql = sql
+        self._names = names
+        self._bytes = [name for name in names if name != ROWS]
+        self._convert = list(convert.items())
+
+    def parameters(self, rows: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+        arrays: dict[str, list[bytes]] = {name: [] for name in self._bytes}
+        documents = []
+        for number, row in enumerate(rows, 1):
+            document = {**row, NUMBER: number}
+            for name, array in arrays.items():
+                array.append(document.pop(name))
+            for name, processor in self._convert:
+                document[name] = processor(document[name])
+            documents.append(document)
+        try:
+            text = orjson.dumps(documents).decode()
+        except TypeError as error:
+            raise DatabaseRefusedError(f"the database cannot take a record: {error}") from None
+        return [tuple(text if name == ROWS else arrays[name] for name in self._names)]
 
 
 async def run(connection: AsyncConnection, calls: Sequence[Call]) -> list[tuple[Any, ...]]:

@@ -39,6 +39,8 @@ _SESSION_OF: Final = {
         "enable_seqscan": "off",
         "enable_hashjoin": "off",
         "enable_mergejoin": "off",
+        # Never made anew for what the parameters hold: that would cost more than most statements.
+        "plan_cache_mode": "force_generic_plan",
     },
     Use.READ: {"default_transaction_read_only": "on"},
     Use.MIGRATE: {},

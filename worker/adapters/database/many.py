@@ -1,13 +1,14 @@
 """Statements on many rows, as each engine takes them at the least cost."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from sqlalchemy import (
     JSON,
     Column,
     ColumnElement,
     DateTime,
+    LargeBinary,
     Table,
     Text,
     TypeDecorator,
@@ -20,18 +21,24 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.types import TypeEngine
 from typing_extensions import override
 
 from worker.adapters.database.sql import overwriting
-from worker.adapters.database.types import UtcDateTime
+from worker.adapters.database.types import INTEGER, UtcDateTime
+
+ROWS: Final = "rows"
+"""The parameter with all that is no bytes, a list of objects."""
+NUMBER: Final = "n"
+"""In these objects, the row's place in the arrays of bytes, from 1."""
 
 
 class Many(Protocol):
-    """Builds statements for rows that have these columns; each is a parameter of the same name."""
+    """Builds statements for rows that have these columns."""
 
-    arrays: bool
-    """Whether a parameter is the array of all rows' values, or the statement runs once a row."""
+    whole: bool
+    """Whether all rows are parameters together, as `ROWS` and arrays, or the statement runs once a row."""
 
     def insert(self, table: Table, columns: Sequence[str]) -> Any:
         """Return an insert that leaves rows alone whose key exists."""
@@ -51,7 +58,7 @@ class Many(Protocol):
 class EachRow(Many):
     """SQLite's: a statement is run once a row, which costs next to nothing inside the process."""
 
-    arrays = False
+    whole = False
 
     @override
     def insert(self, table: Table, columns: Sequence[str]) -> Any:
@@ -73,10 +80,14 @@ class EachRow(Many):
         return update(table).where(*same, *only)
 
 
-class Arrays(Many):
-    """PostgreSQL's: all rows in one statement, which says what to do with them but once."""
+class Document(Many):
+    """PostgreSQL's: all rows in one statement, which says what to do with them but once.
 
-    arrays = True
+    They come as one JSON document, but for what is no text: columns of bytes are arrays of their own.
+    A driver writes each value of an array by itself, at several times the cost of the whole document.
+    """
+
+    whole = True
 
     @override
     def insert(self, table: Table, columns: Sequence[str]) -> Any:
@@ -95,32 +106,33 @@ class Arrays(Many):
         self, table: Table, key: Mapping[str, Column[Any]], columns: Sequence[str], *only: ColumnElement[bool]
     ) -> Any:
         types = {name: key[name].type if name in key else table.c[name].type for name in columns}
-        rows = _unnested(types)
+        rows = _rows(types)
         same = [column == rows[name] for name, column in key.items()]
         fresh = {name: rows[name] for name in columns if name not in key}
         return update(table).where(*same, *only).values(fresh)
 
     def _insert(self, table: Table, columns: Sequence[str]) -> postgresql.Insert:
-        rows = _unnested({name: table.c[name].type for name in columns})
+        rows = _rows({name: table.c[name].type for name in columns})
         return postgresql.insert(table).from_select(list(columns), select(*rows.values()))
 
 
-def _unnested(types: Mapping[str, TypeEngine[Any]]) -> dict[str, ColumnElement[Any]]:
-    """Return the columns of a table made of one array parameter each."""
-    plain = {name: _plain(kind) for name, kind in types.items()}
-    rows = func.unnest(*(bindparam(name, type_=ARRAY(kind)) for name, kind in plain.items()))
-    table = rows.table_valued(*(column(name, kind) for name, kind in plain.items()), name="v")
-    derived = table.render_derived()
-    return {
-        name: cast(derived.c[name], JSONB) if isinstance(kind, JSON) else derived.c[name]
-        for name, kind in types.items()
-    }
+def _rows(types: Mapping[str, TypeEngine[Any]]) -> dict[str, ColumnElement[Any]]:
+    """Return the columns of a table made of the document, and of the arrays by the rows' numbers."""
+    binary = {name: kind for name, kind in types.items() if isinstance(kind, LargeBinary)}
+    plain = {name: _plain(kind) for name, kind in types.items() if name not in binary}
+    if binary:
+        plain[NUMBER] = INTEGER
+    document = func.json_to_recordset(cast(bindparam(ROWS, type_=Text), postgresql.JSON))
+    table = document.table_valued(*(column(name, kind) for name, kind in plain.items()))
+    derived = table.render_derived(name="v", with_types=True)
+    arrays = {name: Grouping(bindparam(name, type_=ARRAY(kind))) for name, kind in binary.items()}
+    return {name: arrays[name][derived.c[NUMBER]] if name in binary else derived.c[name] for name in types}
 
 
 def _plain(kind: TypeEngine[Any]) -> TypeEngine[Any]:
-    """Return what the driver takes in an array: values are converted before, and documents are texts."""
+    """Return what the database takes from a document: values are converted before."""
     if isinstance(kind, JSON):
-        return Text()
+        return JSONB()
     if isinstance(kind, UtcDateTime):
         return DateTime(timezone=True)
     return Text() if isinstance(kind, TypeDecorator) else kind
@@ -128,4 +140,4 @@ def _plain(kind: TypeEngine[Any]) -> TypeEngine[Any]:
 
 def many_of(dialect: str) -> Many:
     """Return the statements of an engine by the name of its dialect."""
-    return EachRow() if dialect == "sqlite" else Arrays()
+    return EachRow() if dialect == "sqlite" else Document()

@@ -93,7 +93,7 @@ class Statements:
         self, table: Table, build: Callable[[Columns], Any], key: Mapping[str, Column[Any]] | None = None
     ) -> Bulk:
         kinds = {name: column.type for name, column in [*table.c.items(), *(key or {}).items()]}
-        return Bulk(self._dialect, build, kinds, arrays=self._many.arrays)
+        return Bulk(self._dialect, build, kinds, whole=self._many.whole)
 
     def _update(self, table: Table, key: Mapping[str, Column[Any]], *only: ColumnElement[bool]) -> Bulk:
         return self._bulk(table, lambda columns: self._many.update(table, key, columns, *only), key)
