@@ -109,6 +109,8 @@ class Claim:
     """A random number, the fencing token: who holds another one may no longer write a result."""
     intent: Intent | None
     at: datetime
+    first: bool = False
+    """Whether nothing speaks of an earlier delivery of this job; nothing but speed depends on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

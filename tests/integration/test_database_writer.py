@@ -2,7 +2,7 @@
 
 import asyncio
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -25,6 +25,8 @@ from tests.support.databases import (
     a_token,
     execute,
     rows,
+    until,
+    waiting_for_lock,
 )
 from worker.adapters.database.attempt import BeginAttempt
 from worker.adapters.database.batch import Work
@@ -44,16 +46,6 @@ from worker.domain.quota import Exchange
 from worker.ports import Claimed
 
 MUCH_TOO_LARGE = 2**70
-
-
-async def until(condition: Callable[[], Awaitable[bool]] | Callable[[], bool]) -> None:
-    """Poll until something is so, for 20 seconds at most."""
-    async with asyncio.timeout(20):
-        while True:
-            held = condition()
-            if held is True or (isinstance(held, Awaitable) and await held):
-                return
-            await asyncio.sleep(0.01)
 
 
 class Recorder:
@@ -349,14 +341,27 @@ class Link:
         self._writers.clear()
 
 
-QUESTION, ANSWER = b"COMMIT;", b"COMMIT\x00"
+COMMIT, COMMITTED = b"COMMIT;", b"COMMIT\x00"
+STATEMENT, DONE = b"message of the job", b"SELECT 1\x00"
+"""What a statement carries that is a transaction by itself, and the answer to it."""
 
 
 class TestServerAway:
     """A server that is lost in the middle."""
 
-    @pytest.mark.parametrize("cut_at", [QUESTION, ANSWER], ids=["before it arrives", "after it is done"])
-    async def test_connection_lost_during_commit(self, cut_at: bytes, postgres_url: str) -> None:
+    @pytest.mark.parametrize(
+        ("first", "claim_at", "finish_at"),
+        [
+            (False, COMMIT, STATEMENT),
+            (False, COMMITTED, DONE),
+            (True, STATEMENT, STATEMENT),
+            (True, DONE, DONE),
+        ],
+        ids=["before it arrives", "after it is done", "at once, before", "at once, after"],
+    )
+    async def test_connection_lost_during_commit(
+        self, *, first: bool, claim_at: bytes, finish_at: bytes, postgres_url: str
+    ) -> None:
         """Whether or not the lost commit took place, everything is there exactly once."""
         await upgrade(postgres_url)
         parts = urlsplit(postgres_url)
@@ -366,15 +371,18 @@ class TestServerAway:
             netloc = parts.netloc.replace(f":{parts.port}", f":{port}")
             url = urlunsplit(parts._replace(netloc=netloc, query="ssl=disable"))
             async with open_database(url, observer=events, lease_seconds=LEASE_SECONDS) as database:
-                job, token = a_job(), a_token()
-                link.cut_at = cut_at
-                claimed = await database.store.claim(a_claim(job, token))
+                job, token = a_job(body=STATEMENT), a_token()
+                link.cut_at = claim_at
+                claimed = await database.store.claim(a_claim(job, token, first=first))
                 assert isinstance(claimed, Claimed)
                 assert claimed.attempt_no == 1
-                link.cut_at = cut_at
-                assert await database.store.finish(a_finish(job, token))
+                assert link.cuts == 1
+                link.cut_at = finish_at
+                finish = a_finish(job, token)
+                finish = replace(finish, reply=replace(finish.reply, body=STATEMENT))
+                assert await database.store.finish(finish)
+                assert link.cuts == 2
                 assert database.healthy
-        assert link.cuts == 2
         assert await rows(postgres_url, "SELECT count(*) FROM usage_ledger") == [(1,)]
         assert await rows(postgres_url, "SELECT attempt_no, state FROM attempts") == [(1, "succeeded")]
         assert await rows(postgres_url, "SELECT status, attempts, takeovers FROM jobs") == [
@@ -478,12 +486,6 @@ async def open_engine_of(sqlite_url: str) -> AsyncIterator[AsyncEngine]:
     opened = open_engine(sqlite_url, Use.WRITE)
     yield opened
     await opened.dispose()
-
-
-async def waiting_for_lock(connection: asyncpg.Connection) -> bool:
-    """Whether some session waits for a lock."""
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-    return bool(await connection.fetchval(waiting))
 
 
 async def test_batch_written_twice_counts_once(open_worker: OpenWorker, migrated_url: str) -> None:

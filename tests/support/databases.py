@@ -4,7 +4,7 @@ import asyncio
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -231,9 +231,9 @@ def an_intent(*, at: datetime = NOON, **fields: Any) -> Intent:
     return replace(intent, **fields)
 
 
-def a_claim(job: Job, token: int, *, at: datetime = NOON, intent: bool = True) -> Claim:
+def a_claim(job: Job, token: int, *, at: datetime = NOON, intent: bool = True, first: bool = True) -> Claim:
     """Return a claim, with the intent of a first request unless told otherwise."""
-    return Claim(job=job, lease_token=token, intent=an_intent(at=at) if intent else None, at=at)
+    return Claim(job=job, lease_token=token, intent=an_intent(at=at) if intent else None, at=at, first=first)
 
 
 def a_ledger_entry(**fields: Any) -> LedgerEntry:
@@ -302,3 +302,19 @@ def a_wait(job: Job, token: int | None, *, seconds: float = 60, at: datetime = N
         at=at,
     )
     return replace(wait, **fields)
+
+
+async def until(condition: Callable[[], Awaitable[bool]] | Callable[[], bool]) -> None:
+    """Poll until something is so, for 20 seconds at most."""
+    async with asyncio.timeout(20):
+        while True:
+            held = condition()
+            if held is True or (isinstance(held, Awaitable) and await held):
+                return
+            await asyncio.sleep(0.01)
+
+
+async def waiting_for_lock(connection: asyncpg.Connection) -> bool:
+    """Whether some session waits for a lock."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    return bool(await connection.fetchval(waiting))

@@ -90,7 +90,8 @@ class Processor:
             if isinstance(job, Rejection):
                 await self._refusal.invalid(delivery, job)
                 return Settlement.ACK
-            match await self._claim(job):
+            first = not (delivery.redelivered or X_PARKED in delivery.headers)
+            match await self._claim(job, first=first):
                 case JobRun() as run:
                     return await self._run(delivery, place, run)
                 case AlreadyDone() as done:
@@ -112,7 +113,7 @@ class Processor:
         if key in self._running:
             self._running[key].work.stop()
 
-    async def _claim(self, job: Job) -> JobRun | AlreadyDone | NotNow | Conflicting:
+    async def _claim(self, job: Job, *, first: bool) -> JobRun | AlreadyDone | NotNow | Conflicting:
         """Claim the job; where the limits have room at once, with its first attempt in the same commit."""
         services, token = self._services, self._new_token()
         reserve = self._handlers[job.kind].reserve(job.request)
@@ -121,7 +122,8 @@ class Processor:
         intent = intent_for(job.request, reserve, account, services.prices, now) if permit else None
         admitted = (permit, intent) if permit and intent else None
         try:
-            result = await services.store.claim(Claim(job=job, lease_token=token, intent=intent, at=now))
+            claim = Claim(job=job, lease_token=token, intent=intent, at=now, first=first)
+            result = await services.store.claim(claim)
         except BaseException:
             _give_back(admitted)
             raise

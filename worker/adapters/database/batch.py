@@ -6,7 +6,8 @@ from typing import Any, TypeAlias
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.adapters.database.budgets import NOBODY, BudgetBook, Month
-from worker.adapters.database.bulk import run
+from worker.adapters.database.bulk import run, run_if
+from worker.adapters.database.foresight import Foresight
 from worker.adapters.database.history import load_past
 from worker.adapters.database.sql import KEYS, keys_value
 from worker.adapters.database.statements import Statements
@@ -29,9 +30,18 @@ class Batch:
     def __init__(self, statements: Statements, budgets: Mapping[str, int] = NOBODY) -> None:
         self._statements = statements
         self._budgets = budgets
+        self._foresight = Foresight(statements, budgets) if statements.whole else None
 
     async def run(self, connection: AsyncConnection, work: Sequence[Work]) -> list[Any]:
         """Return the results in the order of the work."""
+        if self._foresight and (plan := self._foresight.plan(work)):
+            if await run_if(connection, plan.checks, list(plan.writes.calls(self._statements))):
+                self._foresight.note(plan.rows, plan.writes)
+                return plan.results
+            self._foresight.forget(plan.rows)
+        return await self._look_first(connection, work)
+
+    async def _look_first(self, connection: AsyncConnection, work: Sequence[Work]) -> list[Any]:
         operations = [item for item in work if isinstance(item, Operation)]
         results = await self._change_jobs(connection, operations) if operations else {}
         return [
@@ -55,6 +65,8 @@ class Batch:
             for operation in operations
         }
         await writes.flush(connection, self._statements)
+        if self._foresight:
+            self._foresight.note(locked, writes)
         return results
 
     async def _budget_book(

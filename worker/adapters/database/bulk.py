@@ -15,14 +15,18 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import orjson
 from sqlalchemy import JSON, Connection, Dialect, LargeBinary
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
-from worker.adapters.database.errors import DatabaseRefusedError, NotConnectedError
+from worker.adapters.database.errors import DatabaseRefusedError, NotConnectedError, sqlstate
 from worker.adapters.database.many import NUMBER, ROWS
 
 Columns: TypeAlias = tuple[str, ...]
 _Processor: TypeAlias = Callable[[Any], Any]
+_UNFORESEEN: Final = "a job is not as its worker wrote it: the worker looks, and tries again, "
+"""What the server logs, too."""
+_NO_NUMBER: Final = "22P02"
 _PLACE: Final = re.compile(r"\$(\d+)")
 
 
@@ -155,6 +159,33 @@ async def run(connection: AsyncConnection, calls: Sequence[Call]) -> list[tuple[
     return found
 
 
+async def run_if(
+    connection: AsyncConnection, checks: Sequence[tuple[Call, int]], writes: Sequence[Call]
+) -> bool:
+    """Run everything in a transaction of its own, if each check finds so many rows; else nothing."""
+    try:
+        await connection.run_sync(_run_if, checks, writes)
+    except DBAPIError as error:
+        if sqlstate(error) == _NO_NUMBER and _UNFORESEEN in str(error.orig):
+            return False
+        raise
+    return True
+
+
+def _run_if(connection: Connection, checks: Sequence[tuple[Call, int]], writes: Sequence[Call]) -> None:
+    calls = [*(call for call, _ in checks), *writes]
+    parameters = sum((call.parameters[0] for call in calls), ())
+    sql = _checked(tuple(call.sql for call in calls), len(checks), len(parameters))
+    driver = connection.connection.dbapi_connection
+    assert driver is not None  # noqa: S101  for the type checker: it is connected
+    # One statement is a transaction anyway; to begin and to commit it would be two more journeys.
+    connection.dialect.set_isolation_level(driver, "AUTOCOMMIT")
+    try:
+        connection.exec_driver_sql(sql, (*parameters, *(count for _, count in checks)))
+    finally:
+        connection.dialect.set_isolation_level(driver, "READ COMMITTED")
+
+
 def _run_sqlite(connection: sqlite3.Connection, calls: Sequence[Call]) -> list[tuple[Any, ...]]:
     found: list[tuple[Any, ...]] = []
     for sql, parameters, selects in calls:
@@ -177,13 +208,32 @@ def _together(statements: tuple[str, ...], *, selects: bool) -> str:
     """Return one statement that does what several do, on different rows, with all their parameters."""
     if len(statements) == 1:
         return statements[0]
-    parts, finds, count = [], [], 0
+    finds = [f"SELECT * FROM w{number}" for number in range(len(statements))]  # noqa: S608  nothing else
+    return f"WITH {_parts(statements)} {' UNION ALL '.join(finds) if selects else 'SELECT 1'}"
+
+
+@lru_cache(maxsize=1024)
+def _checked(statements: tuple[str, ...], checks: int, parameters: int) -> str:
+    """Return one statement that does what several do, unless the first ones find another number of rows.
+
+    PostgreSQL runs those that its answer depends on first, the others afterwards.
+    """
+    numbers = range(checks)
+    found = [f"(SELECT count(*) FROM w{number})" for number in numbers]  # noqa: S608  nothing else
+    right = " AND ".join(f"{found[number]} = ${parameters + number + 1}::bigint" for number in numbers)
+    # Whoever asks for an error has to ask for a wrong one.
+    wrong = f"CAST('{_UNFORESEEN}' || {found[0]} AS int)"
+    return f"WITH {_parts(statements)} SELECT CASE WHEN {right} THEN 1 ELSE {wrong} END"
+
+
+def _parts(statements: Sequence[str]) -> str:
+    """Return statements as common table expressions w0, w1 and so on, their parameters numbered through."""
+    parts, count = [], 0
     for number, sql in enumerate(statements):
         places = [int(place) for place in _PLACE.findall(sql)]
         parts.append(f"w{number} AS ({_PLACE.sub(partial(_moved, count), sql)})")
-        finds.append(f"SELECT * FROM w{number}")  # noqa: S608  nothing but a number
         count += max(places)
-    return f"WITH {', '.join(parts)} {' UNION ALL '.join(finds) if selects else 'SELECT 1'}"
+    return ", ".join(parts)
 
 
 def _moved(by: int, place: re.Match[str]) -> str:

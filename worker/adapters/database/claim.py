@@ -41,6 +41,10 @@ class ClaimJob(Operation[ClaimResult]):
         return (intent.started_at,) if intent else ()
 
     @override
+    def first_row(self) -> Row | None:
+        return self.new_row() if self.claim.first else None
+
+    @override
     def new_row(self) -> Row:
         first = int(self.claim.intent is not None)
         return {

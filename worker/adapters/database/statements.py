@@ -63,6 +63,8 @@ LOCKED: Final = (
     jobs.c.reply_tries,
 )
 """What every decision needs to know of a job."""
+EXPECTED: Final = tuple(f"expected_{column.name}" for column in LOCKED)
+"""The same as parameters."""
 
 
 class Statements:
@@ -72,11 +74,19 @@ class Statements:
         sql = sql_of(dialect.name)
         self._dialect = dialect
         self._many = many_of(dialect.name)
+        self.whole = self._many.whole
         self.insert: dict[Table, Bulk] = {
             table: self._bulk(table, partial(self._many.insert, table))
             for table in (requests, attempts, usage_ledger, results)
         }
         self.insert_jobs = self._bulk(jobs, partial(self._many.insert_found, jobs, LOCKED))
+        expected = dict(zip(EXPECTED, LOCKED, strict=True))
+        self.expect_jobs = Bulk(
+            dialect,
+            lambda _: self._many.lock_equal(jobs, EXPECTED[:2], expected),
+            {name: column.type for name, column in expected.items()},
+            whole=self.whole,
+        )
         self.save_checkpoint = self._bulk(checkpoints, partial(self._many.upsert, checkpoints))
         self.update_job = self._update(jobs, {OF_TENANT: jobs.c.tenant, OF_JOB: jobs.c.job_id})
         attempt = {
@@ -93,7 +103,7 @@ class Statements:
         self, table: Table, build: Callable[[Columns], Any], key: Mapping[str, Column[Any]] | None = None
     ) -> Bulk:
         kinds = {name: column.type for name, column in [*table.c.items(), *(key or {}).items()]}
-        return Bulk(self._dialect, build, kinds, whole=self._many.whole)
+        return Bulk(self._dialect, build, kinds, whole=self.whole)
 
     def _update(self, table: Table, key: Mapping[str, Column[Any]], *only: ColumnElement[bool]) -> Bulk:
         return self._bulk(table, lambda columns: self._many.update(table, key, columns, *only), key)

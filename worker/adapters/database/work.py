@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Final, Generic, NamedTuple, Self, TypeVar
 
 from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -18,6 +18,7 @@ from worker.adapters.database.statements import OF_ATTEMPT, OF_JOB, OF_TENANT, S
 from worker.adapters.database.tables import attempts, requests, results, usage_ledger
 from worker.adapters.database.types import utc_of
 from worker.domain.attempt import Account, AttemptRecord, AttemptState, Entry
+from worker.domain.claims import JobStatus
 from worker.domain.job import JobKey
 from worker.domain.spend import Spend
 
@@ -43,10 +44,43 @@ class LockedJob(NamedTuple):
     reply_id: str | None
     reply_tries: int
 
+    @classmethod
+    def inserted(cls, row: Row) -> Self:
+        """Return the row that an insert makes of these columns."""
+        given = {name: row[name] for name in _INSERTED}
+        return cls(
+            **given,
+            received=row["received_at"],
+            takeovers=0,
+            written_off=0,
+            cancel_requested=row["cancel_requested_at"] is not None,
+            reply_status="none",
+            reply_id=None,
+            reply_tries=0,
+        )
+
     @property
     def received_at(self) -> datetime:
         """When the job came first."""
         return utc_of(self.received)
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether it runs, or its reply is still to be confirmed."""
+        return self.status == JobStatus.RUNNING or self.reply_status == "pending"
+
+
+_INSERTED: Final = (
+    "tenant",
+    "job_id",
+    "kind",
+    "status",
+    "fingerprint",
+    "lease_token",
+    "attempts",
+    "step_attempts",
+)
+_CHANGED: Final = {*LockedJob._fields} - {"tenant", "job_id"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +134,7 @@ class Writes:
         self._updates: dict[tuple[str, ...], list[Row]] = defaultdict(list)
         self._outcomes: list[Row] = []
         self._checkpoints: list[Row] = []
+        self._changed: dict[JobKey, Mapping[str, Any]] = {}
         self._dropped: list[JobKey] = []
         self._sent: list[JobKey] = []
 
@@ -111,6 +146,7 @@ class Writes:
         """Set columns of a job; once a job, as all rows are changed by one statement."""
         row = {OF_TENANT: key.tenant, OF_JOB: key.job_id, **columns}
         self._updates[tuple(columns)].append(row)
+        self._changed[key] = columns
 
     def record_outcome(self, record: AttemptRecord) -> None:
         """Set the outcome of an attempt that has none."""
@@ -138,15 +174,24 @@ class Writes:
     def mark_sent(self, key: JobKey) -> None:
         """Note that the broker has the reply."""
         self._sent.append(key)
+        self._changed[key] = {"reply_status": "sent"}
+
+    def after(self, job: LockedJob) -> LockedJob:
+        """Return the row as it is once all this is written."""
+        columns = self._changed.get(JobKey(job.tenant, job.job_id))
+        if columns is None:
+            return job
+        return job._replace(**{name: columns[name] for name in _CHANGED & columns.keys()})
 
     async def flush(self, connection: AsyncConnection, statements: Statements) -> None:
         """Write everything. All rows are locked by now, so the order matters to foreign keys only."""
-        await run(connection, list(self._calls(statements)))
+        await run(connection, list(self.calls(statements)))
         if self.budgets.budgets:
             ended = [Hold(JobKey(row[OF_TENANT], row[OF_JOB]), row[OF_ATTEMPT]) for row in self._outcomes]
             await self.budgets.settle(connection, ended, self._inserts[usage_ledger])
 
-    def _calls(self, statements: Statements) -> Iterator[Call]:
+    def calls(self, statements: Statements) -> Iterator[Call]:
+        """Yield the statements, in the order that foreign keys want."""
         for table in (requests, attempts, usage_ledger, results):
             yield from statements.insert[table].calls(self._inserts[table])
         yield from statements.record_outcome.calls(self._outcomes)
@@ -182,6 +227,10 @@ class Operation(ABC, Generic[ResultT]):
     def moments(self) -> tuple[datetime, ...]:
         """When money is reserved or spent by it, besides what its job's past tells."""
         return ()
+
+    def first_row(self) -> Row | None:
+        """Return the same where the job is most likely not known."""
+        return None
 
     def new_row(self) -> Row | None:
         """Return the row of `jobs` to insert where the job is not known yet."""

@@ -1,0 +1,88 @@
+"""Batches that need no look first: decided on rows as they are foreseen, checked and written in one journey.
+
+A transaction that looks before it writes makes four journeys to PostgreSQL, while its jobs wait. But
+a job's row is nearly always as this process wrote it last, or not there yet. So the decisions are made
+on that, and one statement inserts, locks, compares and writes; where a row is not as foreseen it fails
+as a whole, and the batch looks first.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from worker.adapters.database.bulk import Call
+from worker.adapters.database.statements import EXPECTED, Statements
+from worker.adapters.database.work import LockedJob, Operation, Writes
+from worker.domain.job import JobKey
+
+_MOST: Final = 20_000
+"""Rows that are kept in mind: many more than a process has jobs at work."""
+
+
+class Plan(NamedTuple):
+    """What a batch does, if its rows are as foreseen."""
+
+    results: list[Any]
+    rows: dict[JobKey, LockedJob]
+    writes: Writes
+    checks: list[tuple[Call, int]]
+    """Statements that insert or lock rows, and how many they must find."""
+
+
+class Foresight:
+    """The rows of jobs as this process wrote or saw them last. A belief: nothing but speed depends on it."""
+
+    def __init__(self, statements: Statements, budgets: Mapping[str, int]) -> None:
+        self._statements = statements
+        self._budgets = budgets
+        self._rows: dict[JobKey, LockedJob] = {}
+
+    def plan(self, work: Sequence[object]) -> Plan | None:
+        """Decide on what is foreseen; None where something cannot be, or needs more than a row."""
+        results: list[Any] = []
+        rows: dict[JobKey, LockedJob] = {}
+        new: list[Mapping[str, Any]] = []
+        writes = Writes()
+        for item in work:
+            if not isinstance(item, Operation) or item.key.tenant in self._budgets:
+                return None
+            job = self._rows.get(item.key)
+            if job is None:
+                row = item.first_row()
+                if row is None:
+                    return None
+                new.append(row)
+                job = LockedJob.inserted(row)
+            if item.needs_past(job):
+                return None
+            rows[item.key] = job
+            results.append(item.apply(job, None, writes))
+        return Plan(results, rows, writes, self._checks(new, rows))
+
+    def note(self, rows: Mapping[JobKey, LockedJob], writes: Writes) -> None:
+        """Note how a transaction leaves rows, for as long as something is likely to follow."""
+        if len(self._rows) > _MOST:
+            self._rows.clear()
+        for key, job in rows.items():
+            after = writes.after(job)
+            if after.is_at_work:
+                self._rows[key] = after
+            else:
+                self._rows.pop(key, None)
+
+    def forget(self, rows: Mapping[JobKey, LockedJob]) -> None:
+        """Foresee nothing of these: it was wrong."""
+        for key in rows:
+            self._rows.pop(key, None)
+
+    def _checks(
+        self, new: list[Mapping[str, Any]], rows: Mapping[JobKey, LockedJob]
+    ) -> list[tuple[Call, int]]:
+        checks = []
+        if new:
+            new.sort(key=lambda row: (row["tenant"], row["job_id"]))
+            checks += [(call, len(new)) for call in self._statements.insert_jobs.calls(new)]
+        inserted = {JobKey(row["tenant"], row["job_id"]) for row in new}
+        known = [dict(zip(EXPECTED, job, strict=True)) for key, job in rows.items() if key not in inserted]
+        if known:
+            checks += [(call, len(known)) for call in self._statements.expect_jobs.calls(known)]
+        return checks
