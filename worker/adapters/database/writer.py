@@ -59,20 +59,15 @@ class _State(Enum):
 class _Entry:
     """Work that waits for its transaction; without a future nobody waits for it."""
 
-    __slots__ = ("future", "urgent", "work")
+    __slots__ = ("future", "key", "size", "urgent", "work")
 
     def __init__(self, work: Work, future: Future[Any] | None) -> None:
         self.work = work
         self.future = future
         self.urgent = work.urgent
-
-    @property
-    def key(self) -> JobKey | None:
-        return self.work.key if isinstance(self.work, Operation) else None
-
-    @property
-    def size(self) -> int:
-        return self.work.size if isinstance(self.work, Operation) else 0
+        operation = work if isinstance(work, Operation) else None
+        self.key: JobKey | None = operation.key if operation is not None else None
+        self.size = operation.size if operation is not None else 0
 
     def done(self, result: object) -> None:
         # The caller may be gone: its cancellation reaches the future, never the transaction.

@@ -7,6 +7,7 @@ had been sent. Here each error says truly whether the request can have arrived.
 import socket
 import ssl
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from typing import Any, Final, Self
 
@@ -199,11 +200,18 @@ def _kept(response: aiohttp.ClientResponse) -> dict[str, str]:
     """Return the headers somebody reads. Cookies are costly, and lengths and encodings no longer true."""
     kept: dict[str, str] = {}
     for name, value in response.raw_headers:
-        lower = name.lower()
-        if lower in _KEPT or lower.startswith(_KEPT_PREFIX):
-            key, text = lower.decode(_ENCODING), value.decode(_ENCODING)
+        key = _kept_as(name)
+        if key:
+            text = value.decode(_ENCODING)
             kept[key] = f"{kept[key]}, {text}" if key in kept else text
     return kept
+
+
+@lru_cache(maxsize=256)
+def _kept_as(name: bytes) -> str | None:
+    """Return a header's name, if it is kept; answers have the same ones again and again."""
+    lower = name.lower()
+    return lower.decode(_ENCODING) if lower in _KEPT or lower.startswith(_KEPT_PREFIX) else None
 
 
 def _translated(error: Exception) -> httpx2.TransportError:
