@@ -38,7 +38,7 @@ class Batch:
             if await run_if(connection, plan.checks, list(plan.writes.calls(self._statements))):
                 self._foresight.note(plan.rows, plan.writes)
                 return plan.results
-            self._foresight.forget(plan.rows)
+            self._foresight.forget(plan)
         return await self._look_first(connection, work)
 
     async def _look_first(self, connection: AsyncConnection, work: Sequence[Work]) -> list[Any]:
@@ -88,9 +88,6 @@ class Batch:
         rows = [row for operation in operations if (row := operation.new_row()) is not None]
         rows.sort(key=lambda row: (row["tenant"], row["job_id"]))
         keys = {KEYS: keys_value([operation.key for operation in operations])}
-        lock = list(self._statements.lock.calls([keys]))
-        found = await run(connection, [*self._statements.insert_jobs.calls(rows), *lock])
-        if len(found) < len(operations):
-            # Another transaction may have inserted one, for which ours has waited: now it can be seen.
-            found = await run(connection, lock)
-        return {JobKey(job.tenant, job.job_id): job for job in map(LockedJob._make, found)}
+        calls = [*self._statements.insert_jobs.calls(rows), *self._statements.lock.calls([keys])]
+        locked = map(LockedJob._make, await run(connection, calls))
+        return {JobKey(job.tenant, job.job_id): job for job in locked}

@@ -139,11 +139,7 @@ class _AllRows:
 
 
 async def run(connection: AsyncConnection, calls: Sequence[Call]) -> list[tuple[Any, ...]]:
-    """Run them in order, in the connection's transaction; return what a select at the end finds.
-
-    PostgreSQL is asked but once, so that the select does not see what is written: the writes before it
-    return its columns of their rows.
-    """
+    """Run them in order, in the connection's transaction; return what the last select finds."""
     if not calls:
         return []
     if connection.dialect.name != "sqlite":
@@ -197,19 +193,22 @@ def _run_sqlite(connection: sqlite3.Connection, calls: Sequence[Call]) -> list[t
 
 
 def _run(connection: Connection, calls: Sequence[Call]) -> list[tuple[Any, ...]]:
-    selects = calls[-1].selects
-    sql = _together(tuple(call.sql for call in calls), selects=selects)
-    rows = connection.exec_driver_sql(sql, sum((call.parameters[0] for call in calls), ()))
-    return [tuple(row) for row in rows] if selects else []
+    found: list[tuple[Any, ...]] = []
+    for selects, some in groupby(calls, key=lambda call: call.selects):
+        if selects:
+            for call in some:
+                found = [tuple(row) for row in connection.exec_driver_sql(call.sql, call.parameters[0])]
+        else:
+            writes = list(some)
+            sql = _together(tuple(call.sql for call in writes))
+            connection.exec_driver_sql(sql, sum((call.parameters[0] for call in writes), ()))
+    return found
 
 
 @lru_cache(maxsize=1024)
-def _together(statements: tuple[str, ...], *, selects: bool) -> str:
+def _together(statements: tuple[str, ...]) -> str:
     """Return one statement that does what several do, on different rows, with all their parameters."""
-    if len(statements) == 1:
-        return statements[0]
-    finds = [f"SELECT * FROM w{number}" for number in range(len(statements))]  # noqa: S608  nothing else
-    return f"WITH {_parts(statements)} {' UNION ALL '.join(finds) if selects else 'SELECT 1'}"
+    return statements[0] if len(statements) == 1 else f"WITH {_parts(statements)} SELECT 1"
 
 
 @lru_cache(maxsize=1024)

@@ -6,6 +6,7 @@ on that, and one statement inserts, locks, compares and writes; where a row is n
 as a whole, and the batch looks first.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -14,6 +15,8 @@ from worker.adapters.database.statements import EXPECTED, Statements
 from worker.adapters.database.work import LockedJob, Operation, Writes
 from worker.domain.job import JobKey
 
+_WARY_SECONDS: Final = 30.0
+"""After a mistake with new rows no others are foreseen for so long: the server logs each one at length."""
 _MOST: Final = 20_000
 """Rows that are kept in mind: many more than a process has jobs at work."""
 
@@ -35,19 +38,23 @@ class Foresight:
         self._statements = statements
         self._budgets = budgets
         self._rows: dict[JobKey, LockedJob] = {}
+        self._wary_until = 0.0
+        self._wrong: Mapping[JobKey, LockedJob] = {}
+        """The new rows of a plan that did not come true."""
 
     def plan(self, work: Sequence[object]) -> Plan | None:
         """Decide on what is foreseen; None where something cannot be, or needs more than a row."""
         results: list[Any] = []
         rows: dict[JobKey, LockedJob] = {}
         new: list[Mapping[str, Any]] = []
+        wary = time.monotonic() < self._wary_until
         writes = Writes()
         for item in work:
             if not isinstance(item, Operation) or item.key.tenant in self._budgets:
                 return None
             job = self._rows.get(item.key)
             if job is None:
-                row = item.first_row()
+                row = None if wary else item.first_row()
                 if row is None:
                     return None
                 new.append(row)
@@ -59,19 +66,23 @@ class Foresight:
         return Plan(results, rows, writes, self._checks(new, rows))
 
     def note(self, rows: Mapping[JobKey, LockedJob], writes: Writes) -> None:
-        """Note how a transaction leaves rows, for as long as something is likely to follow."""
+        """Note how a transaction leaves the rows that it looked at, while something is likely to follow."""
+        if any(key in rows and rows[key] != job for key, job in self._wrong.items()):
+            self._wary_until = time.monotonic() + _WARY_SECONDS
+        self._wrong = {}
         if len(self._rows) > _MOST:
             self._rows.clear()
         for key, job in rows.items():
             after = writes.after(job)
-            if after.is_at_work:
+            if after.is_at_work and key.tenant not in self._budgets:
                 self._rows[key] = after
             else:
                 self._rows.pop(key, None)
 
-    def forget(self, rows: Mapping[JobKey, LockedJob]) -> None:
-        """Foresee nothing of these: it was wrong."""
-        for key in rows:
+    def forget(self, plan: Plan) -> None:
+        """Foresee nothing of these rows: it was wrong, with some of them."""
+        self._wrong = {key: job for key, job in plan.rows.items() if key not in self._rows}
+        for key in plan.rows:
             self._rows.pop(key, None)
 
     def _checks(

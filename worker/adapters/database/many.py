@@ -44,8 +44,8 @@ class Many(Protocol):
     def insert(self, table: Table, columns: Sequence[str]) -> Any:
         """Return an insert that leaves rows alone whose key exists."""
 
-    def insert_found(self, table: Table, found: Sequence[ColumnElement[Any]], columns: Sequence[str]) -> Any:
-        """Return the same for rows that a select in the same run is to find, as it does, too."""
+    def insert_counted(self, table: Table, columns: Sequence[str]) -> Any:
+        """Return the same; where all rows are one statement, it finds a row for each that was new."""
 
     def upsert(self, table: Table, columns: Sequence[str]) -> Any:
         """Return an insert that overwrites the row whose primary key exists."""
@@ -69,7 +69,7 @@ class EachRow(Many):
         return sqlite.insert(table).on_conflict_do_nothing()
 
     @override
-    def insert_found(self, table: Table, found: Sequence[ColumnElement[Any]], columns: Sequence[str]) -> Any:
+    def insert_counted(self, table: Table, columns: Sequence[str]) -> Any:
         return self.insert(table, columns)
 
     @override
@@ -102,8 +102,8 @@ class Document(Many):
         return self._insert(table, columns).on_conflict_do_nothing()
 
     @override
-    def insert_found(self, table: Table, found: Sequence[ColumnElement[Any]], columns: Sequence[str]) -> Any:
-        return self._insert(table, columns).on_conflict_do_nothing().returning(*found)
+    def insert_counted(self, table: Table, columns: Sequence[str]) -> Any:
+        return self._insert(table, columns).on_conflict_do_nothing().returning(literal_column("1"))
 
     @override
     def upsert(self, table: Table, columns: Sequence[str]) -> Any:

@@ -79,7 +79,7 @@ class Statements:
             table: self._bulk(table, partial(self._many.insert, table))
             for table in (requests, attempts, usage_ledger, results)
         }
-        self.insert_jobs = self._bulk(jobs, partial(self._many.insert_found, jobs, LOCKED))
+        self.insert_jobs = self._bulk(jobs, partial(self._many.insert_counted, jobs))
         expected = dict(zip(EXPECTED, LOCKED, strict=True))
         self.expect_jobs = Bulk(
             dialect,

@@ -181,7 +181,12 @@ class Writes:
         columns = self._changed.get(JobKey(job.tenant, job.job_id))
         if columns is None:
             return job
-        return job._replace(**{name: columns[name] for name in _CHANGED & columns.keys()})
+        changed = {name: columns[name] for name in _CHANGED & columns.keys()}
+        if "received_at" in columns:
+            changed["received"] = columns["received_at"]
+        if "cancel_requested_at" in columns:
+            changed["cancel_requested"] = columns["cancel_requested_at"] is not None
+        return job._replace(**changed)
 
     async def flush(self, connection: AsyncConnection, statements: Statements) -> None:
         """Write everything. All rows are locked by now, so the order matters to foreign keys only."""
