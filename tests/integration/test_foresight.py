@@ -148,6 +148,32 @@ async def test_job_that_comes_back_from_a_waiting_room(database: Database, postg
     assert not any("expected_status" in statement for statement in sent)
 
 
+async def test_rows_are_found_by_key_from_the_first_on(postgres_url: str) -> None:
+    """Plans are kept: one made while the tables were empty must not read them whole when they are not."""
+    await upgrade(postgres_url)
+    jobs = [(a_job(f"job-{number}"), a_token()) for number in range(400)]
+    async with open_database(postgres_url, observer=Events(), lease_seconds=LEASE_SECONDS) as database:
+        for start in range(0, len(jobs), 20):
+            some = jobs[start : start + 20]
+            # Every other batch looks first.
+            first = bool(start % 40)
+            await asyncio.gather(*(database.store.claim(a_claim(*job, first=first)) for job in some))
+            await asyncio.gather(*(database.store.finish(a_finish(*job)) for job in some))
+            for job, _ in some:
+                database.outbox.sent(job.key)
+    written = "SELECT 1 FROM pg_stat_user_tables WHERE relname = 'jobs' AND n_tup_upd = 800"
+    await until(lambda: told(postgres_url, written))
+    read = "SELECT relname, seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE n_tup_ins >= 400"
+    found = dict(await rows(postgres_url, read))
+    assert found == {
+        "jobs": pytest.approx(7.5 * len(jobs), rel=0.2),
+        "attempts": len(jobs),
+        "requests": 0,
+        "results": 0,
+        "usage_ledger": 0,
+    }
+
+
 async def test_nothing_is_written_where_a_check_fails(database: Database, postgres_url: str) -> None:
     """Neither what the check itself inserts, nor what was to follow."""
     _ = database

@@ -117,14 +117,14 @@ class Document(Many):
         rows = _rows(types)
         same = [column == rows[name] for name, column in key.items()]
         fresh = {name: rows[name] for name in columns if name not in key}
-        return update(table).where(*same, *only).values(fresh)
+        return update(table).where(*same, *only, _few(rows)).values(fresh)
 
     @override
     def lock_equal(self, table: Table, key: Sequence[str], columns: Mapping[str, ColumnElement[Any]]) -> Any:
         rows = _rows({name: column.type for name, column in columns.items()})
         return (
             select(literal_column("1"))
-            .where(*(columns[name] == rows[name] for name in key))
+            .where(*(columns[name] == rows[name] for name in key), _few(rows))
             .where(*(columns[name].is_not_distinct_from(rows[name]) for name in columns if name not in key))
             .order_by(*(columns[name] for name in key))
             .with_for_update(of=table)
@@ -132,20 +132,28 @@ class Document(Many):
 
     def _insert(self, table: Table, columns: Sequence[str]) -> postgresql.Insert:
         rows = _rows({name: table.c[name].type for name in columns})
-        return postgresql.insert(table).from_select(list(columns), select(*rows.values()))
+        return postgresql.insert(table).from_select(list(columns), select(*(rows[name] for name in columns)))
 
 
 def _rows(types: Mapping[str, TypeEngine[Any]]) -> dict[str, ColumnElement[Any]]:
     """Return the columns of a table made of the document, and of the arrays by the rows' numbers."""
     binary = {name: kind for name, kind in types.items() if isinstance(kind, LargeBinary)}
-    plain = {name: _plain(kind) for name, kind in types.items() if name not in binary}
-    if binary:
-        plain[NUMBER] = INTEGER
+    plain = {name: _plain(kind) for name, kind in types.items() if name not in binary} | {NUMBER: INTEGER}
     document = func.json_to_recordset(cast(bindparam(ROWS, type_=Text), postgresql.JSON))
     table = document.table_valued(*(column(name, kind) for name, kind in plain.items()))
     derived = table.render_derived(name="v", with_types=True)
     arrays = {name: Grouping(bindparam(name, type_=ARRAY(kind))) for name, kind in binary.items()}
-    return {name: arrays[name][derived.c[NUMBER]] if name in binary else derived.c[name] for name in types}
+    found = {name: arrays[name][derived.c[NUMBER]] if name in binary else derived.c[name] for name in types}
+    return found | {NUMBER: derived.c[NUMBER]}
+
+
+def _few(rows: Mapping[str, ColumnElement[Any]]) -> ColumnElement[bool]:
+    """Return what is true of all rows, but has the planner expect a single one.
+
+    It expects a hundred in a document, for which to read a table whole that has been empty looks cheaper
+    than to look them up; and its plans are kept.
+    """
+    return rows[NUMBER].between(literal_column("1"), literal_column("2147483647"))
 
 
 def _plain(kind: TypeEngine[Any]) -> TypeEngine[Any]:

@@ -124,9 +124,12 @@ class PostgresqlSql(Sql):
         entries = cast(bindparam(KEYS, type_=Text), JSONB)
         entry = func.jsonb_array_elements(entries).table_valued("value", name="entry")
         field = entry.c.value.op("->>")
-        return select(
-            field(literal_column("0")).label("tenant"), field(literal_column("1")).label("job_id")
-        ).subquery("wanted")
+        return (
+            select(field(literal_column("0")).label("tenant"), field(literal_column("1")).label("job_id"))
+            # True of all; but the planner expects a single one then, and looks it up.
+            .where(func.jsonb_typeof(entry.c.value) == literal_column("'array'"))
+            .subquery("wanted")
+        )
 
     @override
     def now(self) -> ColumnElement[Any]:
