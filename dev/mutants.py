@@ -81,6 +81,11 @@ MUTANTS = (
         tests=[f"{CRASHES}::test_cp05_killed_with_the_answer_in_memory[sqlite]"],
     ),
     Mutant(
+        name="a job that is claimed waits for no place",
+        edits=[(PROCESSOR, "            await _enter(place, run)\n", "")],
+        tests=["tests/e2e/test_places.py"],
+    ),
+    Mutant(
         name="the SDK retries by itself",
         edits=[("worker/adapters/openai_api/client.py", "max_retries=0", "max_retries=2")],
         tests=["tests/faults/test_openai_faults.py::test_d03_failures_that_are_worth_a_second_try"],

@@ -57,7 +57,10 @@ class Settlement(Enum):
 
 
 class Place(Protocol):
-    """What a delivery holds while it is handled."""
+    """Where a job is at work. It is claimed first: else its place would stand empty meanwhile."""
+
+    async def enter(self) -> None:
+        """Wait for room to start; the job is claimed by then."""
 
     def leave(self) -> None:
         """Make room for another one: what this one leads to has only to be written down."""

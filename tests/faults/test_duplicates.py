@@ -1,6 +1,8 @@
 """Crashes under load, and the same job more than once."""
 
+import asyncio
 import time
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -26,6 +28,24 @@ async def test_a01_killed_with_many_jobs_in_flight(scene: Scene) -> None:
     await scene.worker(WORKER_CONCURRENCY=10)
     await scene.replied(30)
     await scene.holds(extra_calls=10, unknown=10, unsent=10)
+
+
+async def test_a01_killed_with_jobs_claimed_ahead(scene: Scene) -> None:
+    """Short calls, then 32 that hang, kill -9: at most a quarter more wait for a place, and are in doubt."""
+    places, quick, jobs = 32, 300, 400
+    worker = await scene.worker(WORKER_CONCURRENCY=places)
+    scene.upstream.script(Act(delay=0.05, times=quick), Act(delay=60, times=places))
+    await asyncio.gather(*(scene.send(f"job-{number}") for number in range(jobs)))
+    await scene.upstream.seen(quick + places, timeout=30)
+    states: Counter[str] = Counter()
+    async with asyncio.timeout(20):
+        while states["succeeded"] < quick:
+            states = Counter(row["state"] for row in await scene.rows("SELECT state FROM attempts"))
+    assert states["in_flight"] > places
+    await worker.kill()
+    await scene.worker(WORKER_CONCURRENCY=places)
+    await scene.replied(jobs)
+    await scene.holds(extra_calls=places, unknown=places + places // 4, unsent=places // 4)
 
 
 @ON_SQLITE

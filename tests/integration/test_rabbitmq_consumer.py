@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -35,6 +35,7 @@ from worker.domain.events import Broken, ServerTrouble
 from worker.ports import Delivery, Place, Settlement
 
 QUEUE = lane_queue("completion")
+PLACES, AHEAD = 16, 4
 
 
 class Handler:
@@ -65,7 +66,41 @@ class Handler:
         return [one.body for one in self.started]
 
 
-def make(link: Link, handler: Handler, **changes: Any) -> Consumer:
+class QuickJobs:
+    """A handler whose jobs take 20 ms to claim and 30 to work, until it is told to keep those at work."""
+
+    def __init__(self) -> None:
+        self.begun = self.at_work = self.most_at_work = self.most_ahead = self.done = self.cancelled = 0
+        self.free = asyncio.Event()
+        self.free.set()
+
+    async def __call__(self, _delivery: Delivery, place: Place) -> Settlement:
+        self.begun += 1
+        try:
+            await asyncio.sleep(0.02)
+            self.most_ahead = max(self.most_ahead, self.begun - PLACES)
+            await place.enter()
+            await self._work()
+            place.leave()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            return Settlement.REQUEUE
+        finally:
+            self.begun -= 1
+        self.done += 1
+        return Settlement.ACK
+
+    async def _work(self) -> None:
+        self.at_work += 1
+        self.most_at_work = max(self.most_at_work, self.at_work)
+        try:
+            await asyncio.sleep(0.03)
+            await self.free.wait()
+        finally:
+            self.at_work -= 1
+
+
+def make(link: Link, handler: Callable[[Delivery, Place], Awaitable[Settlement]], **changes: Any) -> Consumer:
     """Make a consumer."""
     settings: dict[str, Any] = {
         "lanes": ["completion"],
@@ -138,13 +173,13 @@ async def test_deliveries_change_hands_without_a_task_of_the_driver(
 
 
 async def test_only_so_many_run_and_high_goes_first(amqp_url: str) -> None:
-    """Two places, five deliveries: two run, and the next to start is the one of the high lane."""
+    """Two places, four deliveries: two run, and the next to start is the one of the high lane."""
     handler = Handler()
     async with linked(amqp_url) as link, running(link, handler, concurrency=2) as consumer:
         await send_all(amqp_url, b"1", b"2", b"3")
-        await until(lambda: consumer.waiting == 0 and len(handler.started) == 2)
+        await until(lambda: consumer.waiting == 1 and len(handler.started) == 2)
         await send_all(amqp_url, b"high", key="completion.high")
-        await until(lambda: consumer.waiting == 1)
+        await until(lambda: consumer.waiting == 2)
         assert handler.bodies == [b"1", b"2"]
         handler.free.set()
         await until(lambda: handler.finished == 4)
@@ -181,6 +216,41 @@ async def test_a_handler_may_go_on_without_its_delivery(amqp_url: str) -> None:
         await consumer.drain(5)
     # Those that were acknowledged were not handed back after all.
     assert await count(amqp_url, QUEUE) == 0
+
+
+async def test_claims_go_ahead_of_places_but_work_does_not(amqp_url: str) -> None:
+    """With short jobs a quarter more are begun than there are places; no more than the places are at work."""
+    handler = QuickJobs()
+    async with linked(amqp_url) as link:
+        consumer = make(link, handler, concurrency=PLACES)
+        await send_all(amqp_url, *[b"{}"] * 600)
+        consumer.start()
+        await until(lambda: handler.done == 600)
+        await consumer.stop()
+    assert (handler.most_at_work, handler.most_ahead) == (PLACES, AHEAD)
+    assert await count(amqp_url, QUEUE) == 0
+
+
+@pytest.mark.parametrize("grace", [20, 0.05])
+async def test_drain_counts_those_that_wait_for_a_place(amqp_url: str, grace: float) -> None:
+    """They are claimed: within the grace they get their places in turn, after it they are cancelled."""
+    handler = QuickJobs()
+    async with linked(amqp_url) as link:
+        consumer = make(link, handler, concurrency=PLACES)
+        await send_all(amqp_url, *[b"{}"] * 1000)
+        consumer.start()
+        await until(lambda: handler.most_ahead == AHEAD)
+        handler.free.clear()
+        await until(lambda: (handler.at_work, handler.begun) == (PLACES, PLACES + AHEAD))
+        await consumer.stop()
+        before = handler.done
+        draining = asyncio.create_task(consumer.drain(grace))
+        if grace > 1:
+            handler.free.set()
+        assert await draining == (0 if grace > 1 else PLACES + AHEAD)
+        assert handler.done - before + handler.cancelled == PLACES + AHEAD
+        assert handler.most_at_work == PLACES
+    assert await count(amqp_url, QUEUE) == 1000 - handler.done
 
 
 async def test_a_closed_connection_cancels_no_handler(broker: Broker) -> None:

@@ -6,18 +6,18 @@ from hypothesis import strategies as st
 from worker.adapters.rabbitmq.turnstile import PATIENCE, Turnstile
 
 
-def arrivals(*names: str, limit: int = 100) -> Turnstile[str]:
+def arrivals(*names: str) -> Turnstile[str]:
     """Fill a turnstile: `tool2` joins the lane `tool`, `TOOL2` its high lane."""
-    turnstile: Turnstile[str] = Turnstile(limit)
+    turnstile: Turnstile[str] = Turnstile()
     for name in names:
         turnstile.arrive(name, lane=name.rstrip("0123456789").lower(), high=name.isupper())
     return turnstile
 
 
 def entered(turnstile: Turnstile[str]) -> list[str]:
-    """Let in all that may."""
+    """Let in all who wait."""
     names = []
-    while (name := turnstile.enter()) is not None:
+    while (name := turnstile.let_in()) is not None:
         names.append(name)
     return names
 
@@ -39,39 +39,24 @@ def test_nobody_starves() -> None:
     assert [order.index("b1"), order.index("b2")] == [PATIENCE - 1, 2 * PATIENCE - 1]
 
 
-def test_only_so_many_are_inside() -> None:
-    """Beyond the limit nobody enters until somebody leaves."""
-    turnstile = arrivals("a1", "a2", "a3", limit=2)
-    assert entered(turnstile) == ["a1", "a2"]
-    assert (turnstile.inside, turnstile.waiting) == (2, 1)
-    turnstile.leave()
-    assert entered(turnstile) == ["a3"]
-
-
 def test_all_who_wait_can_be_sent_home() -> None:
-    """After clear nobody waits, and who is inside stays."""
-    turnstile = arrivals("a1", "a2", "B1", "c1", limit=1)
-    assert turnstile.enter() == "B1"
+    """After clear nobody waits."""
+    turnstile = arrivals("a1", "a2", "B1", "c1")
+    assert (turnstile.let_in(), turnstile.waiting) == ("B1", 3)
     assert sorted(turnstile.clear()) == ["a1", "a2", "c1"]
-    assert (turnstile.inside, turnstile.waiting) == (1, 0)
-    turnstile.leave()
-    assert turnstile.enter() is None
+    assert (turnstile.let_in(), turnstile.waiting) == (None, 0)
 
 
-@given(st.lists(st.sampled_from(["a", "b", "A", "B", None, "leave"])), st.integers(1, 3))
-def test_everyone_enters_once_and_never_too_many(steps: list[str | None], limit: int) -> None:
-    """Whatever the order of arriving, entering and leaving, nobody is lost or let in twice."""
-    turnstile: Turnstile[int] = Turnstile(limit)
+@given(st.lists(st.sampled_from(["a", "b", "A", "B", None])))
+def test_everyone_is_let_in_once(steps: list[str | None]) -> None:
+    """Whatever the order of arriving and letting in, nobody is lost or let in twice."""
+    turnstile: Turnstile[int] = Turnstile()
     came, went = 0, []
     for step in steps:
-        if step == "leave":
-            if turnstile.inside:
-                turnstile.leave()
-        elif step is None:
-            went.append(turnstile.enter())
+        if step is None:
+            went.append(turnstile.let_in())
         else:
             turnstile.arrive(came, lane=step.lower(), high=step.isupper())
             came += 1
-        assert turnstile.inside <= limit
     inside = [one for one in went if one is not None]
     assert sorted([*inside, *turnstile.clear()]) == list(range(came))

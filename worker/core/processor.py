@@ -1,6 +1,7 @@
 """One delivery, from the queue to its reply. Read this file first.
 
-receive, decode, admit, claim + intent (commit 1), call, outcome + result + owed reply (commit 2), ack, reply
+receive, decode, admit, claim + intent (commit 1), wait for a place,
+call, outcome + result + owed reply (commit 2), ack, reply
 """
 
 import asyncio
@@ -58,6 +59,8 @@ _SUSPECT_HEAD_START: Final = 1.0
 """Seconds that other suspects have to be released before one runs."""
 _SUSPECT_PAUSE: Final = 5.0
 """Seconds after which a job comes back that may not run beside another suspect."""
+_LATE_SECONDS: Final = 0.5
+"""After so long a wait for a place, a permit is out of date."""
 
 
 class Processor:
@@ -148,6 +151,7 @@ class Processor:
     async def _run(self, delivery: Delivery, place: Place, run: JobRun) -> Settlement:
         self._running[run.job.key] = run
         try:
+            await _enter(place, run)
             return await self._finish(place, run, await self._work(delivery, run))
         except PostponedError as postponed:
             return await self._postpone(delivery, run, postponed)
@@ -247,6 +251,19 @@ class Processor:
         """Leave a copy in a waiting room. A crash before the ack makes two copies of one claimable job."""
         await self._publisher.park(delivery, room_seconds(seconds))
         return Settlement.ACK
+
+
+async def _enter(place: Place, run: JobRun) -> None:
+    """Wait for a place, but not with a permit for long.
+
+    Where places stood still, all who wait would leave at once, when the limits have
+    room for others again; and those inside may want what they hold.
+    """
+    late = asyncio.get_running_loop().call_later(_LATE_SECONDS, run.forgo)
+    try:
+        await place.enter()
+    finally:
+        late.cancel()
 
 
 def _give_back(admitted: tuple[Permit, Intent] | None) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from functools import partial
 from typing import Final
 
@@ -12,6 +12,7 @@ from schemas.names import lane_queue
 from worker.adapters.rabbitmq.connection import Link
 from worker.adapters.rabbitmq.fuse import Fuse
 from worker.adapters.rabbitmq.messages import delivery_of
+from worker.adapters.rabbitmq.places import Places, Stay
 from worker.adapters.rabbitmq.settling import settle
 from worker.adapters.rabbitmq.subscription import Subscription
 from worker.adapters.rabbitmq.turnstile import Turnstile
@@ -21,24 +22,17 @@ from worker.ports import Clock, Delivery, Handler, Observer, Settlement
 _CANCEL_SECONDS: Final = 5
 
 
-class _Held:
+class _Held(Stay):
     """A delivery that is here; the port Place."""
 
-    __slots__ = ("_on_leaving", "_settled", "delivery", "message", "queue")
+    __slots__ = ("_settled", "delivery", "message", "queue")
 
-    def __init__(
-        self, delivery: Delivery, message: DeliveredMessage, queue: str, on_leaving: Callable[[], None]
-    ) -> None:
+    def __init__(self, delivery: Delivery, message: DeliveredMessage, queue: str, places: Places) -> None:
+        super().__init__(places)
         self.delivery = delivery
         self.message = message
         self.queue = queue
-        self._on_leaving: Callable[[], None] | None = on_leaving
         self._settled = False
-
-    def leave(self) -> None:
-        on_leaving, self._on_leaving = self._on_leaving, None
-        if on_leaving is not None:
-            on_leaving()
 
     async def settle(self, settlement: Settlement) -> None:
         if not self._settled:
@@ -50,10 +44,11 @@ class Consumer:
     """Handles deliveries in tasks of its own: a channel that closes cancels no handler.
 
     Each queue may have as many deliveries with us as there are places, so that
-    one busy lane alone can fill them all, and a quarter more, for those that have
-    left their place but are not settled. Those without a place wait in the
-    turnstile. Handlers may go on with their delivery settled; no more of them than
-    twice the places, so that a broker that confirms nothing gets no more to confirm.
+    one busy lane alone can fill them all, and half as many more: a quarter for those
+    that are claimed ahead of a place, another for those that have left theirs but are
+    not settled. What has not begun waits in the turnstile. Handlers may go on with
+    their delivery settled; no more of them than twice the places, so that a broker
+    that confirms nothing gets no more to confirm.
     """
 
     def __init__(
@@ -70,7 +65,8 @@ class Consumer:
         self._handler = handler
         self._clock = clock
         self._fuse = Fuse(where="consumer", clock=clock, observer=observer)
-        self._turnstile: Turnstile[_Held] = Turnstile(concurrency)
+        self._turnstile: Turnstile[_Held] = Turnstile()
+        self._places = Places(concurrency, monotonic=clock.monotonic, on_room=self._let_in)
         self._most = 2 * concurrency
         self._tasks: set[asyncio.Task[None]] = set()
         self._held: Counter[str] = Counter()
@@ -80,7 +76,7 @@ class Consumer:
             Subscription(
                 link,
                 queue=lane_queue(lane, high=high),
-                prefetch=concurrency + concurrency // 4,
+                prefetch=concurrency + concurrency // 2,
                 on_message=partial(self._arrived, lane=lane, high=high),
                 observer=observer,
             )
@@ -122,7 +118,7 @@ class Consumer:
     resume = start
 
     async def pause(self) -> None:
-        """Take nothing more and start nothing more; what has not started stays here."""
+        """Take nothing more and begin nothing more; what has not begun stays here."""
         self._letting_in = False
         self._watchdog.stop()
         await asyncio.gather(*(one.stop() for one in self._subscriptions))
@@ -137,7 +133,8 @@ class Consumer:
     async def drain(self, grace: float) -> int:
         """Wait for the running handlers; after `grace` seconds cancel the rest, and return how many.
 
-        What they held goes back to its queue when the connection closes.
+        Those that wait for a place are among them, since their jobs are claimed. What
+        they held goes back to its queue when the connection closes.
         """
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace)
@@ -154,24 +151,25 @@ class Consumer:
         )
         queue = lane_queue(lane, high=high)
         self._held[queue] += 1
-        held = _Held(delivery, message, queue, self._one_leaves)
+        held = _Held(delivery, message, queue, self._places)
         self._turnstile.arrive(held, lane=lane, high=high)
         self._let_in()
 
     def _let_in(self) -> None:
-        while self._letting_in and len(self._tasks) < self._most and (one := self._turnstile.enter()):
+        while (
+            self._letting_in
+            and len(self._tasks) < self._most
+            and self._places.has_room()
+            and (one := self._turnstile.let_in())
+        ):
             if one.message.channel.is_closed:
                 # The broker delivers it again; started now, the job would run twice at a time.
                 self._held[one.queue] -= 1
-                self._turnstile.leave()
                 continue
+            one.begin()
             task = asyncio.create_task(self._handle(one))
             self._tasks.add(task)
             task.add_done_callback(partial(self._done, one))
-
-    def _one_leaves(self) -> None:
-        self._turnstile.leave()
-        self._let_in()
 
     def _done(self, one: _Held, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -183,4 +181,5 @@ class Consumer:
         def handler(delivery: Delivery) -> Awaitable[Settlement]:
             return self._handler(delivery, one)
 
-        await one.settle(await self._fuse.judge(handler, one.delivery))
+        # While the fuse holds it another may work, but none is begun in its stead.
+        await one.settle(await self._fuse.judge(handler, one.delivery, broken=one.step_back))

@@ -15,6 +15,9 @@ BROKEN_PAUSE: Final = 10.0
 BROKEN_IN_A_ROW: Final = 5
 
 
+def _nothing() -> None: ...
+
+
 class Fuse:
     """Runs handlers. A message that breaks by itself is handed back, and in the end given up by the broker.
 
@@ -37,24 +40,35 @@ class Fuse:
         return self._in_a_row >= BROKEN_IN_A_ROW
 
     async def judge(
-        self, handler: Callable[[Subject], Awaitable[Settlement]], subject: Subject
+        self,
+        handler: Callable[[Subject], Awaitable[Settlement]],
+        subject: Subject,
+        broken: Callable[[], None] = _nothing,
     ) -> Settlement:
-        """Return a handler's verdict; where it breaks, have the message handed back a little later."""
+        """Return a handler's verdict; where it breaks, have the message handed back a little later.
+
+        `broken` is called each time, before the message is held.
+        """
         settlement = await self._tried(handler, subject)
         if settlement is None:
+            broken()
             await self._clock.sleep(BROKEN_PAUSE)
         while settlement is None and self.blown:
-            settlement = await self._tried_in_turn(handler, subject)
+            settlement = await self._tried_in_turn(handler, subject, broken)
         return settlement or Settlement.REQUEUE
 
     async def _tried_in_turn(
-        self, handler: Callable[[Subject], Awaitable[Settlement]], subject: Subject
+        self,
+        handler: Callable[[Subject], Awaitable[Settlement]],
+        subject: Subject,
+        broken: Callable[[], None],
     ) -> Settlement | None:
         async with self._trial:
             if not self.blown:  # any more, since another one went through
                 return None
             settlement = await self._tried(handler, subject)
             if settlement is None:
+                broken()
                 await self._clock.sleep(BROKEN_PAUSE)
             return settlement
 

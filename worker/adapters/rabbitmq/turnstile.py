@@ -11,13 +11,11 @@ PATIENCE: Final = 8
 
 
 class Turnstile(Generic[Item]):
-    """Lets at most `limit` through at a time: high lanes first, within them lane by lane in turn."""
+    """Lets through high lanes first, within them lane by lane in turn."""
 
-    __slots__ = ("_high", "_high_in_a_row", "_normal", "inside", "limit")
+    __slots__ = ("_high", "_high_in_a_row", "_normal")
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.inside = 0
+    def __init__(self) -> None:
         self._high: _Ring[Item] = _Ring()
         self._normal: _Ring[Item] = _Ring()
         self._high_in_a_row = 0
@@ -31,21 +29,16 @@ class Turnstile(Generic[Item]):
         """Join the queue of a lane."""
         (self._high if high else self._normal).append(lane, item)
 
-    def enter(self) -> Item | None:
-        """Let the next one in; None while it is full or nobody waits."""
+    def let_in(self) -> Item | None:
+        """Let the next one in; None while nobody waits."""
         high, normal = self._high.size, self._normal.size
-        if self.inside >= self.limit or not (high or normal):
+        if not (high or normal):
             return None
-        self.inside += 1
         if high and not (normal and self._high_in_a_row >= PATIENCE - 1):
             self._high_in_a_row += 1
             return self._high.pop()
         self._high_in_a_row = 0
         return self._normal.pop()
-
-    def leave(self) -> None:
-        """Make room for another."""
-        self.inside -= 1
 
     def clear(self) -> list[Item]:
         """Send home all who wait."""
