@@ -66,18 +66,23 @@ class Contender:
         return sum(process.cpu() for process in self.processes)
 
 
-async def pace(contender: Contender, load: Load, *, messages: int, jobs: int) -> Pace:
+async def pace(contender: Contender, load: Load, *, messages: int, jobs: int, warm_rounds: int = 2) -> Pace:
     """Measure over so many jobs of this size, while all places are filled."""
-    async with loaded(contender, load, messages=messages, jobs=jobs) as waiting:
+    async with loaded(contender, load, messages=messages, jobs=jobs, warm_rounds=warm_rounds) as waiting:
         return await draining(contender, waiting)
 
 
 @asynccontextmanager
-async def loaded(contender: Contender, load: Load, *, messages: int, jobs: int) -> AsyncIterator[int]:
-    """Give it a backlog and let it get warm; yield how many jobs may be measured, then wait for the rest."""
+async def loaded(
+    contender: Contender, load: Load, *, messages: int, jobs: int, warm_rounds: int = 2
+) -> AsyncIterator[int]:
+    """Give it a backlog and let it get warm; yield how many jobs may be measured, then wait for the rest.
+
+    To get warm takes so many times as many jobs as there are places.
+    """
     before = contender.replies.count
     tail = contender.in_flight * len(contender.processes)
-    warm_up = max(WARM_UP, 2 * tail)
+    warm_up = max(WARM_UP, warm_rounds * tail)
     total = warm_up + jobs + tail
     with ExitStack() as held:  # who is quick would else be done before all is published
         for process in contender.processes:

@@ -23,6 +23,8 @@ FEW: Final = 2
 """Peers that a run that is not long compares with: those that need least CPU."""
 ROUNDS: Final = 4
 """A measurement lasts at least so many times as long as all places take."""
+LONG_ROUNDS, LONG_WARM_UP = 16, 8
+"""Likewise in the slow cell, and before: all jobs start at once, and take seconds to spread."""
 
 
 async def throughput(bench: Bench) -> list[Figure]:
@@ -48,7 +50,7 @@ async def _cell(bench: Bench, latency: float, in_flight: int) -> list[Figure]:
             if peer.name in failed:
                 continue
             try:
-                measured = await _measure(bench, bench.rival(peer, **options), bench.scale.peer_jobs)
+                measured = await _measure(bench, bench.rival(peer, **options), latency, bench.scale.peer_jobs)
             except RuntimeError as error:
                 failed[peer.name] = str(error).partition(":")[0]
             else:
@@ -68,10 +70,18 @@ def _peers(bench: Bench) -> list[Peer]:
     return cheapest if bench.scale.long else cheapest[:FEW]
 
 
-async def _measure(bench: Bench, opening: AbstractAsyncContextManager[Contender], jobs: int) -> Pace:
+async def _measure(
+    bench: Bench, opening: AbstractAsyncContextManager[Contender], latency: float, jobs: int
+) -> Pace:
     async with opening as contender:
-        enough = max(jobs, ROUNDS * contender.in_flight)
-        return await pace(contender, bench.load, messages=SMALL, jobs=enough)
+        enough, warm = _lengths(contender, latency, jobs)
+        return await pace(contender, bench.load, messages=SMALL, jobs=enough, warm_rounds=warm)
+
+
+def _lengths(contender: Contender, latency: float, jobs: int) -> tuple[int, int]:
+    """Return how many jobs to measure, and how many rounds to get warm."""
+    slow = (latency, contender.in_flight) == SLOW
+    return max(jobs, (LONG_ROUNDS if slow else ROUNDS) * contender.in_flight), LONG_WARM_UP if slow else 2
 
 
 async def _watched(
@@ -81,8 +91,8 @@ async def _watched(
     _, upstream = await bench.upstream(latency)
     async with opening as contender:
         roles = {"upstream": upstream.pid, "load": os.getpid(), "worker": contender.processes[0].pid}
-        enough = max(bench.scale.jobs, ROUNDS * contender.in_flight)
-        async with loaded(contender, bench.load, messages=SMALL, jobs=enough) as waiting:
+        enough, warm = _lengths(contender, latency, bench.scale.jobs)
+        async with loaded(contender, bench.load, messages=SMALL, jobs=enough, warm_rounds=warm) as waiting:
             usage = Usage(roles)
             measured = await draining(contender, waiting)
             cores = usage.cores()

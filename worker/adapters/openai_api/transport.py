@@ -17,6 +17,8 @@ from multidict import CIMultiDict
 from typing_extensions import override
 from yarl import URL
 
+from worker.adapters.openai_api.eager import EagerRequest
+
 _ENCODING: Final = "latin-1"
 """What HTTP says. A header without it looks at all the others first, each time one is asked for."""
 _CONNECT_SECONDS: Final = 10.0
@@ -78,6 +80,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
                 socket_factory=_probed_socket,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
+            request_class=EagerRequest,
             proxy=proxy,
         )
 
