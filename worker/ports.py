@@ -41,6 +41,11 @@ class Delivery:
     headers: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def came_before(self) -> bool:
+        """Whether it was delivered before, or is our own copy of one that was."""
+        return self.redelivered or X_PARKED in self.headers
+
+    @property
     def times_parked(self) -> int:
         """How often it went through a waiting room, by a header that anybody may have set."""
         times = self.headers.get(X_PARKED, 0)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from schemas.failure import FailureCode
-from schemas.names import X_PARKED, Kind
+from schemas.names import Kind
 from worker.core.accounting import intent_for
 from worker.core.ending import (
     End,
@@ -93,8 +93,7 @@ class Processor:
             if isinstance(job, Rejection):
                 await self._refusal.invalid(delivery, job)
                 return Settlement.ACK
-            first = not (delivery.redelivered or X_PARKED in delivery.headers)
-            match await self._claim(job, first=first):
+            match await self._claim(job, first=not delivery.came_before):
                 case JobRun() as run:
                     return await self._run(delivery, place, run)
                 case AlreadyDone() as done:
@@ -222,8 +221,7 @@ class Processor:
     async def _repeat(self, delivery: Delivery, job: Job, done: AlreadyDone) -> Settlement:
         """Answer a copy of a finished job from the stored reply, unless it is our own copy and answered."""
         self._services.observer(JobRepeated(key=job.key, what="done"))
-        own_copy = delivery.redelivered or X_PARKED in delivery.headers
-        if not (own_copy and done.sent and done.reply.address == job.address):
+        if not (delivery.came_before and done.sent and done.reply.address == job.address):
             reply = erased_reply(job, done, self._services.clock.now()) if done.erased else done.reply
             if reply.address == job.address:
                 await self._replies.deliver(reply)

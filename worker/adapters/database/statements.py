@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import ColumnElement
 
 from worker.adapters.database.bulk import Bulk, Columns
-from worker.adapters.database.many import many_of
+from worker.adapters.database.many import lock_equal, many_of
 from worker.adapters.database.sql import KEYS, Sql, sql_of
 from worker.adapters.database.tables import (
     OWED,
@@ -83,7 +83,7 @@ class Statements:
         expected = dict(zip(EXPECTED, LOCKED, strict=True))
         self.expect_jobs = Bulk(
             dialect,
-            lambda _: self._many.lock_equal(jobs, EXPECTED[:2], expected),
+            lambda _: lock_equal(jobs, EXPECTED[:2], expected),
             {name: column.type for name, column in expected.items()},
             whole=self.whole,
         )
