@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Integer, Text
@@ -35,6 +36,8 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+# A job's few moments are each stored in several places.
+@lru_cache(maxsize=1024)
 def _spelled(value: datetime | None) -> str | None:
     """Return what SQLAlchemy stores, at a fraction of its cost."""
     if value is None:
