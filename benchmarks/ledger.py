@@ -29,7 +29,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from dev.servers import servers
-from worker.adapters.database import bulk
+from worker.adapters.database import running
 from worker.adapters.database.engine import Use, open_engine
 from worker.adapters.database.ledger import ledger_row
 from worker.adapters.database.opening import open_queries
@@ -179,7 +179,7 @@ async def booked(engine: AsyncEngine, connection: AsyncConnection, job_id: Calla
     rows = some_rows(job_id)
     start = time.perf_counter()
     async with connection.begin():
-        await bulk.run(connection, list(insert.calls(rows)))
+        await running.run(connection, list(insert.calls(rows)))
     return (time.perf_counter() - start) / BATCH * 1e6
 
 

@@ -45,6 +45,17 @@ def migration(revision: str) -> str:
 
 MUTANTS = (
     Mutant(
+        name="SQLite compares no rows with what was foreseen",
+        edits=[
+            (
+                "worker/adapters/database/many.py",
+                "where(exists().where(*same, *rest))",
+                "where(exists().where(*same))",
+            )
+        ],
+        tests=["tests/integration/test_foresight_sqlite.py"],
+    ),
+    Mutant(
         name="no unique key on attempts",
         edits=[
             (

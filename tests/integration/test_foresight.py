@@ -25,9 +25,10 @@ from tests.support.databases import (
     until,
     waiting_for_lock,
 )
-from worker.adapters.database.bulk import Call, run_if
+from worker.adapters.database.bulk import Call
 from worker.adapters.database.engine import Use, open_engine
 from worker.adapters.database.opening import Database, open_database
+from worker.adapters.database.running import run_if
 from worker.adapters.database.setup import upgrade
 from worker.ports import AlreadyDone, Claimed
 
@@ -184,10 +185,9 @@ async def test_nothing_is_written_where_a_check_fails(database: Database, postgr
         [(["a"],)],
     )
     request = Call(insert.format("requests", "body", "'b'"), [(["a"],)])
-    async with engine.connect() as connection, connection.begin():
+    async with engine.connect() as connection:
         assert not await run_if(connection, [(job, 2)], [request])
         assert await rows(postgres_url, "SELECT * FROM jobs") == []
         assert await run_if(connection, [(job, 1)], [request])
-        # Before the transaction around it has ended, which is none for the server.
         assert len(await rows(postgres_url, "SELECT * FROM requests")) == 1
     await engine.dispose()

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.support.databases import NOON, rows
-from worker.adapters.database.bulk import run
 from worker.adapters.database.engine import Use, open_engine
 from worker.adapters.database.ledger import ledger_row
+from worker.adapters.database.running import run
 from worker.adapters.database.statements import Statements
 from worker.adapters.database.summary import Summary
 from worker.adapters.database.tables import usage_ledger

@@ -6,9 +6,9 @@ from typing import Any, TypeAlias
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.adapters.database.budgets import NOBODY, BudgetBook, Month
-from worker.adapters.database.bulk import run, run_if
 from worker.adapters.database.foresight import Foresight
 from worker.adapters.database.history import load_past
+from worker.adapters.database.running import run, run_if
 from worker.adapters.database.sql import KEYS, keys_value
 from worker.adapters.database.statements import Statements
 from worker.adapters.database.work import LockedJob, Operation, Past, Step, Writes
@@ -30,16 +30,17 @@ class Batch:
     def __init__(self, statements: Statements, budgets: Mapping[str, int] = NOBODY) -> None:
         self._statements = statements
         self._budgets = budgets
-        self._foresight = Foresight(statements, budgets) if statements.whole else None
+        self._foresight = Foresight(statements, budgets)
 
     async def run(self, connection: AsyncConnection, work: Sequence[Work]) -> list[Any]:
         """Return the results in the order of the work."""
-        if self._foresight and (plan := self._foresight.plan(work)):
+        if plan := self._foresight.plan(work):
             if await run_if(connection, plan.checks, list(plan.writes.calls(self._statements))):
                 self._foresight.note(plan.rows, plan.writes)
                 return plan.results
             self._foresight.forget(plan)
-        return await self._look_first(connection, work)
+        async with connection.begin():
+            return await self._look_first(connection, work)
 
     async def _look_first(self, connection: AsyncConnection, work: Sequence[Work]) -> list[Any]:
         operations = [item for item in work if isinstance(item, Operation)]
@@ -65,8 +66,7 @@ class Batch:
             for operation in operations
         }
         await writes.flush(connection, self._statements)
-        if self._foresight:
-            self._foresight.note(locked, writes)
+        self._foresight.note(locked, writes)
         return results
 
     async def _budget_book(
@@ -89,5 +89,5 @@ class Batch:
         rows.sort(key=lambda row: (row["tenant"], row["job_id"]))
         keys = {KEYS: keys_value([operation.key for operation in operations])}
         calls = [*self._statements.insert_jobs.calls(rows), *self._statements.lock.calls([keys])]
-        locked = map(LockedJob._make, await run(connection, calls))
+        locked = map(LockedJob.found, await run(connection, calls))
         return {JobKey(job.tenant, job.job_id): job for job in locked}

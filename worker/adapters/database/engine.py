@@ -14,6 +14,9 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from worker.adapters.database.errors import DatabaseUrlError
 
+BEGIN_WRITING: Final = "BEGIN IMMEDIATE"
+"""On SQLite. A transaction that reads before it writes would else fail, not wait, where another writes."""
+
 _BUSY_SECONDS: Final = 30
 _CONNECT_SECONDS: Final = 10
 _READ_ONLY: Final = "read_only"
@@ -154,10 +157,8 @@ def _prepare(connection: Any, _entry: ConnectionPoolEntry) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    # A transaction that reads before it writes fails at once when another has written in
-    # between, whatever the timeout: so writers take their turn at the start.
     read_only = connection.get_execution_options()[_READ_ONLY]
-    begin = "BEGIN" if read_only else "BEGIN IMMEDIATE"
+    begin = "BEGIN" if read_only else BEGIN_WRITING
     # Straight to the driver: a cursor would go to its thread and back three times.
     driver: Any = connection.connection.dbapi_connection
     driver.run_async(lambda its: its.execute(begin))

@@ -1,22 +1,24 @@
 """Batches that need no look first: decided on rows as they are foreseen, checked and written in one journey.
 
-A transaction that looks before it writes makes four journeys to PostgreSQL, while its jobs wait. But
+A transaction that looks before it writes makes four journeys to the database, while its jobs wait. But
 a job's row is nearly always as this process wrote it last, or not there yet. So the decisions are made
-on that, and one statement inserts, locks, compares and writes; where a row is not as foreseen it fails
+on that, and one transaction inserts, locks, compares and writes; where a row is not as foreseen it fails
 as a whole, and the batch looks first.
 """
 
 import time
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from worker.adapters.database.bulk import Call
+from worker.adapters.database.running import Checks
 from worker.adapters.database.statements import EXPECTED, Statements
 from worker.adapters.database.work import LockedJob, Operation, Writes
 from worker.domain.job import JobKey
 
 _WARY_SECONDS: Final = 30.0
-"""After a mistake with new rows no others are foreseen for so long: the server logs each one at length."""
+"""After a mistake with new rows no others are foreseen for so long: PostgreSQL logs each one at length."""
+_compared: Final = attrgetter(*(column.name for column in EXPECTED.values()))
 _MOST: Final = 20_000
 """Rows that are kept in mind: many more than a process has jobs at work."""
 
@@ -27,8 +29,8 @@ class Plan(NamedTuple):
     results: list[Any]
     rows: dict[JobKey, LockedJob]
     writes: Writes
-    checks: list[tuple[Call, int]]
-    """Statements that insert or lock rows, and how many they must find."""
+    checks: Checks
+    """What inserts the new rows, and compares the others."""
 
 
 class Foresight:
@@ -85,15 +87,17 @@ class Foresight:
         for key in plan.rows:
             self._rows.pop(key, None)
 
-    def _checks(
-        self, new: list[Mapping[str, Any]], rows: Mapping[JobKey, LockedJob]
-    ) -> list[tuple[Call, int]]:
+    def _checks(self, new: list[Mapping[str, Any]], rows: Mapping[JobKey, LockedJob]) -> Checks:
         checks = []
         if new:
             new.sort(key=lambda row: (row["tenant"], row["job_id"]))
             checks += [(call, len(new)) for call in self._statements.insert_jobs.calls(new)]
         inserted = {JobKey(row["tenant"], row["job_id"]) for row in new}
-        known = [dict(zip(EXPECTED, job, strict=True)) for key, job in rows.items() if key not in inserted]
+        known = [
+            dict(zip(EXPECTED, _compared(job), strict=True))
+            for key, job in rows.items()
+            if key not in inserted
+        ]
         if known:
             checks += [(call, len(known)) for call in self._statements.expect_jobs.calls(known)]
         return checks

@@ -15,9 +15,11 @@ from sqlalchemy import (
     bindparam,
     cast,
     column,
+    exists,
     func,
     literal_column,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -55,9 +57,15 @@ class Many(Protocol):
     ) -> Any:
         """Return an update of the rows whose key columns equal the parameters of these names."""
 
+    def lock_equal(self, table: Table, key: Sequence[str], columns: Mapping[str, ColumnElement[Any]]) -> Any:
+        """Return a select that locks the rows that are as given, in the order of their keys.
+
+        Where all rows are parameters together it finds a row for each, else it counts them.
+        """
+
 
 class EachRow(Many):
-    """SQLite's: a statement is run once a row, which costs next to nothing inside the process."""
+    """SQLite's: a statement has parameters for one row; what inserts or counts is spelled for several."""
 
     whole = False
 
@@ -79,6 +87,17 @@ class EachRow(Many):
     ) -> Any:
         same = [column == bindparam(name, type_=column.type) for name, column in key.items()]
         return update(table).where(*same, *only)
+
+    @override
+    def lock_equal(self, table: Table, key: Sequence[str], columns: Mapping[str, ColumnElement[Any]]) -> Any:
+        # Who writes has the whole file for itself. A join could be read from the table's side.
+        rows = text(f"(VALUES ({', '.join(f':{name}' for name in columns)})) AS v")
+        given: dict[str, ColumnElement[Any]] = {
+            name: literal_column(f"v.column{place}") for place, name in enumerate(columns, 1)
+        }
+        same = [columns[name] == given[name] for name in key]
+        rest = [columns[name].is_not_distinct_from(given[name]) for name in columns if name not in key]
+        return select(func.count()).select_from(rows).where(exists().where(*same, *rest))
 
 
 class Document(Many):
@@ -112,21 +131,20 @@ class Document(Many):
         fresh = {name: rows[name] for name in columns if name not in key}
         return update(table).where(*same, *only, _few(rows)).values(fresh)
 
+    @override
+    def lock_equal(self, table: Table, key: Sequence[str], columns: Mapping[str, ColumnElement[Any]]) -> Any:
+        rows = _rows({name: column.type for name, column in columns.items()})
+        return (
+            select(literal_column("1"))
+            .where(*(columns[name] == rows[name] for name in key), _few(rows))
+            .where(*(columns[name].is_not_distinct_from(rows[name]) for name in columns if name not in key))
+            .order_by(*(columns[name] for name in key))
+            .with_for_update(of=table)
+        )
+
     def _insert(self, table: Table, columns: Sequence[str]) -> postgresql.Insert:
         rows = _rows({name: table.c[name].type for name in columns})
         return postgresql.insert(table).from_select(list(columns), select(*(rows[name] for name in columns)))
-
-
-def lock_equal(table: Table, key: Sequence[str], columns: Mapping[str, ColumnElement[Any]]) -> Any:
-    """Return a select of a document that locks, in the order of their keys, the rows that are as given."""
-    rows = _rows({name: column.type for name, column in columns.items()})
-    return (
-        select(literal_column("1"))
-        .where(*(columns[name] == rows[name] for name in key), _few(rows))
-        .where(*(columns[name].is_not_distinct_from(rows[name]) for name in columns if name not in key))
-        .order_by(*(columns[name] for name in key))
-        .with_for_update(of=table)
-    )
 
 
 def _rows(types: Mapping[str, TypeEngine[Any]]) -> dict[str, ColumnElement[Any]]:

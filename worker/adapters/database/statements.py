@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import ColumnElement
 
 from worker.adapters.database.bulk import Bulk, Columns
-from worker.adapters.database.many import lock_equal, many_of
+from worker.adapters.database.many import many_of
 from worker.adapters.database.sql import KEYS, Sql, sql_of
 from worker.adapters.database.tables import (
     OWED,
@@ -63,8 +63,12 @@ LOCKED: Final = (
     jobs.c.reply_tries,
 )
 """What every decision needs to know of a job."""
-EXPECTED: Final = tuple(f"expected_{column.name}" for column in LOCKED)
-"""The same as parameters."""
+EXPECTED: Final = {
+    f"expected_{column.name}": column
+    for column in LOCKED
+    if column.name not in {"kind", "received_at", "fingerprint", "reply_id"}
+}
+"""Parameters to compare a row with, its key first: without what only changes together with something else."""
 
 
 class Statements:
@@ -80,12 +84,12 @@ class Statements:
             for table in (requests, attempts, usage_ledger, results)
         }
         self.insert_jobs = self._bulk(jobs, partial(self._many.insert_counted, jobs))
-        expected = dict(zip(EXPECTED, LOCKED, strict=True))
         self.expect_jobs = Bulk(
             dialect,
-            lambda _: lock_equal(jobs, EXPECTED[:2], expected),
-            {name: column.type for name, column in expected.items()},
+            lambda _: self._many.lock_equal(jobs, list(EXPECTED)[:2], EXPECTED),
+            {name: column.type for name, column in EXPECTED.items()},
             whole=self.whole,
+            selects=not self.whole,
         )
         self.save_checkpoint = self._bulk(checkpoints, partial(self._many.upsert, checkpoints))
         self.update_job = self._update(jobs, {OF_TENANT: jobs.c.tenant, OF_JOB: jobs.c.job_id})

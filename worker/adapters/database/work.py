@@ -2,17 +2,19 @@
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, ClassVar, Final, Generic, NamedTuple, Self, TypeVar
 
 from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.adapters.database.budgets import NOBODY, BudgetBook, Hold
-from worker.adapters.database.bulk import Call, run
+from worker.adapters.database.bulk import Call
 from worker.adapters.database.ledger import Booked, Reserved, Row, spend_of
+from worker.adapters.database.running import run
 from worker.adapters.database.sql import KEYS, keys_value
 from worker.adapters.database.statements import OF_ATTEMPT, OF_JOB, OF_TENANT, Statements
 from worker.adapters.database.tables import attempts, requests, results, usage_ledger
@@ -26,12 +28,12 @@ ResultT = TypeVar("ResultT")
 
 
 class LockedJob(NamedTuple):
-    """A row of `jobs` that this transaction holds: `statements.LOCKED`, as the driver has them."""
+    """A row of `jobs` that this transaction holds: the columns `statements.LOCKED`."""
 
     tenant: str
     job_id: str
     kind: str | None
-    received: datetime | str
+    received_at: datetime
     status: str
     fingerprint: bytes | None
     lease_token: int | None
@@ -45,24 +47,17 @@ class LockedJob(NamedTuple):
     reply_tries: int
 
     @classmethod
+    def found(cls, row: Sequence[Any]) -> Self:
+        """Return a row as the driver has it."""
+        job = cls._make(row)
+        return job._replace(received_at=utc_of(job.received_at))
+
+    @classmethod
     def inserted(cls, row: Row) -> Self:
         """Return the row that an insert makes of these columns."""
-        given = {name: row[name] for name in _INSERTED}
-        return cls(
-            **given,
-            received=row["received_at"],
-            takeovers=0,
-            written_off=0,
-            cancel_requested=row["cancel_requested_at"] is not None,
-            reply_status="none",
-            reply_id=None,
-            reply_tries=0,
-        )
-
-    @property
-    def received_at(self) -> datetime:
-        """When the job came first."""
-        return utc_of(self.received)
+        cancel_requested = row["cancel_requested_at"] is not None
+        # The rest as the table's defaults have it.
+        return cls._make((*_inserted(row), 0, 0, cancel_requested, "none", None, 0))
 
     @property
     def is_at_work(self) -> bool:
@@ -70,16 +65,18 @@ class LockedJob(NamedTuple):
         return self.status == JobStatus.RUNNING or self.reply_status == "pending"
 
 
-_INSERTED: Final = (
+_inserted: Final = itemgetter(
     "tenant",
     "job_id",
     "kind",
+    "received_at",
     "status",
     "fingerprint",
     "lease_token",
     "attempts",
     "step_attempts",
 )
+"""The first of its columns."""
 _CHANGED: Final = {*LockedJob._fields} - {"tenant", "job_id"}
 
 
@@ -182,8 +179,6 @@ class Writes:
         if columns is None:
             return job
         changed = {name: columns[name] for name in _CHANGED & columns.keys()}
-        if "received_at" in columns:
-            changed["received"] = columns["received_at"]
         if "cancel_requested_at" in columns:
             changed["cancel_requested"] = columns["cancel_requested_at"] is not None
         return job._replace(**changed)

@@ -30,7 +30,7 @@ from worker.ports import Observer
 
 ResultT = TypeVar("ResultT")
 
-_GATHER_SECONDS: Final = 0.005
+_GATHER_SECONDS: Final = 0.02
 _QUIET_SECONDS: Final = 0.0003
 _QUIET_TURNS: Final = 2
 _LAZY_SECONDS: Final = 0.05
@@ -44,7 +44,7 @@ _BACKOFF_CAP_SECONDS: Final = 5.0
 
 
 class RunBatch(Protocol):
-    """Runs work in the transaction of a connection; it must bear being run again."""
+    """Runs work as a transaction of a connection; it must bear being run again."""
 
     async def __call__(self, connection: AsyncConnection, work: Sequence[Work], /) -> list[Any]:
         """Return one result each, in order."""
@@ -250,8 +250,7 @@ class GroupCommit:
         try:
             if self._connection is None:
                 self._connection = await self._connect()
-            async with self._connection.begin():
-                return await self._run_batch(self._connection, work)
+            return await self._run_batch(self._connection, work)
         except BaseException as error:
             await self._disconnect(broken=trouble(error) is not Trouble.REFUSED)
             raise
