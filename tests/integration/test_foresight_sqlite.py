@@ -1,6 +1,7 @@
 """Batches decided beforehand, on SQLite: at one turn of its thread, never on a row that has changed."""
 
 import asyncio
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
@@ -28,6 +29,7 @@ from tests.support.databases import (
 )
 from worker.adapters.database.bulk import Call
 from worker.adapters.database.engine import Use, open_engine
+from worker.adapters.database.errors import DatabaseClosedError
 from worker.adapters.database.opening import Database, open_database
 from worker.adapters.database.running import run_if
 from worker.adapters.database.setup import upgrade
@@ -191,9 +193,9 @@ async def test_nothing_is_written_where_a_check_fails(url: str) -> None:
     await engine.dispose()
 
 
-@pytest.mark.parametrize("known", [0, 1, 3, 100])
-async def test_rows_are_compared_by_key_whatever_statistics_say(url: str, known: int) -> None:
-    """Statistics of a table that was small would have a join read all of it."""
+@pytest.mark.parametrize("known", [0, 3, 100])
+async def test_rows_are_compared_by_key(url: str, known: int) -> None:
+    """Also where statistics say that the table is small: a join might read all of it."""
     engine = open_engine(url, Use.WRITE)
     (compare,) = Statements(engine.dialect).expect_jobs.calls([dict.fromkeys(EXPECTED, 1)] * 64)
     await engine.dispose()
@@ -204,5 +206,35 @@ async def test_rows_are_compared_by_key_whatever_statistics_say(url: str, known:
         connection.execute("ANALYZE")
         ((sql, parameters),) = steps(compare)
         plan = [step for *_, step in connection.execute("EXPLAIN QUERY PLAN " + sql, parameters)]
-    assert any(step.startswith("SEARCH jobs USING INDEX sqlite_autoindex_jobs_1") for step in plan), plan
+    # Newer versions put a word in between.
+    assert any(re.match(r"SEARCH jobs .*INDEX sqlite_autoindex_jobs_1", step) for step in plan), plan
     assert not any("SCAN jobs" in step for step in plan), plan
+
+
+async def test_large_bodies_go_one_by_one() -> None:
+    """The driver keeps what was last bound to each statement, so it had better not be much."""
+    small = Call("INSERT INTO t (a, b) VALUES (?, ?)", [("a", b"b")] * 65)
+    assert [len(parameters) // 2 for _, parameters in steps(small)] == [64, 1]
+    large = Call(small.sql, [*small.parameters[:8], ("a", b"b" * 2**16)])
+    assert [len(parameters) // 2 for _, parameters in steps(large)] == [2, 2, 2, 2, 1]
+    huge = Call(small.sql, [*small.parameters[:2], ("a", b"b" * 2**20)])
+    assert [len(parameters) // 2 for _, parameters in steps(huge)] == [1, 1, 1]
+
+
+async def test_what_was_given_up_is_not_done_once_the_file_is_free(
+    url: str, database: Database, sent: list[str]
+) -> None:
+    """Whoever waited for it was told so."""
+    with closing(sqlite3.connect(Path(url.removeprefix("sqlite:///")), isolation_level=None)) as other:
+        await database.store.claim(a_claim(a_job("first"), a_token()))
+        other.execute("BEGIN IMMEDIATE")
+        claiming = asyncio.ensure_future(database.store.claim(a_claim(a_job(), a_token())))
+        await until(lambda: sent[-1] == "BEGIN IMMEDIATE")
+        end = asyncio.ensure_future(database.writer.close(0))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        other.execute("ROLLBACK")
+        await end
+        with pytest.raises(DatabaseClosedError):
+            await claiming
+    assert await rows(url, "SELECT job_id FROM jobs") == [("first",)]

@@ -75,7 +75,8 @@ class Bulk:
         found = {
             name: kind.dialect_impl(self._dialect).bind_processor(self._dialect)
             for name, kind in kinds.items()
-            if not (self._whole and isinstance(kind, JSON | LargeBinary))
+            # The drivers take bytes as they are.
+            if not isinstance(kind, LargeBinary) and not (self._whole and isinstance(kind, JSON))
         }
         return {name: processor for name, processor in found.items() if processor is not None}
 

@@ -4,11 +4,13 @@ Whenever SQLite starts and ends a step, the thread lets the interpreter go, and 
 it for some milliseconds. So many rows are inserted at a step.
 """
 
+import asyncio
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
+from threading import Event
 from typing import Any, Final, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -21,6 +23,8 @@ ResultT = TypeVar("ResultT")
 
 _MOST_ROWS: Final = 64
 """A power of two: few lengths of a statement that the driver keeps, and few steps for any number of rows."""
+_MOST_BYTES: Final = 2**17
+"""Of bodies, for several rows in a statement: the driver keeps with each what was bound to it last."""
 _ROW: Final = re.compile(r"VALUES (\(\?(?:, \?)*\))")
 
 
@@ -33,7 +37,12 @@ async def run_if(
     connection: AsyncConnection, checks: Sequence[tuple[Call, int]], writes: Sequence[Call]
 ) -> bool:
     """Run everything as a transaction of its own, if the checks find what they have to; else nothing."""
-    return await _in_thread(connection, _run_if, checks, writes)
+    given_up = Event()
+    try:
+        return await _in_thread(connection, _run_if, checks, writes, given_up)
+    except asyncio.CancelledError:
+        given_up.set()
+        raise
 
 
 async def _in_thread(
@@ -61,11 +70,17 @@ def _run(connection: sqlite3.Connection, calls: Sequence[Call]) -> list[tuple[An
 
 
 def _run_if(
-    connection: sqlite3.Connection, checks: Sequence[tuple[Call, int]], writes: Sequence[Call]
+    connection: sqlite3.Connection,
+    checks: Sequence[tuple[Call, int]],
+    writes: Sequence[Call],
+    given_up: Event,
 ) -> bool:
     connection.execute(BEGIN_WRITING)
     try:
-        as_foreseen = all(_found(connection, call) == number for call, number in checks)
+        # Others may have written for long: whoever waited for this may have been told that it is not done.
+        as_foreseen = not given_up.is_set() and all(
+            _found(connection, call) == number for call, number in checks
+        )
         if as_foreseen:
             for call in writes:
                 _write(connection, call)
@@ -96,11 +111,20 @@ def _found(connection: sqlite3.Connection, call: Call) -> int:
 def steps(call: Call) -> Iterator[tuple[str, list[Any]]]:
     """Yield statements that do for several rows what the call does for each."""
     rows, size = call.parameters, _MOST_ROWS
+    largest = _largest(rows)
+    while size > 1 and size * largest > _MOST_BYTES:
+        size //= 2
     while rows:
         while size > len(rows):
             size //= 2
         yield _of_rows(call.sql, size), list(chain.from_iterable(rows[:size]))
         rows = rows[size:]
+
+
+def _largest(rows: Sequence[Sequence[Any]]) -> int:
+    """Return the most bytes of bodies in a row; the first one shows where they are."""
+    places = [place for place, value in enumerate(rows[0]) if isinstance(value, bytes)]
+    return max(sum(len(row[place] or b"") for place in places) for row in rows)
 
 
 @lru_cache(maxsize=1024)
