@@ -11,8 +11,8 @@ from benchmarks.cpu.messages import Message, our_job
 from benchmarks.cpu.processes import MeasuredProcess, python, running
 
 IN_FLIGHT = 64
-WARM_UP = 300
-"""Jobs, at least, before a measurement starts."""
+WARM_UP = 1000
+"""Jobs, at least, before a measurement starts: SQLite's log has then been as long as it gets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
