@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from random import Random
 from typing import Final
 from zlib import crc32
 
@@ -128,7 +127,7 @@ async def assemble(settings: Settings, log: Observer) -> AsyncIterator[Parts]:
             services=services,
             publisher=publisher,
             replies=replies,
-            new_token=partial(Random().getrandbits, _TOKEN_BITS),  # noqa: S311  tells claims apart, and is no secret
+            new_token=partial(random.Random().getrandbits, _TOKEN_BITS),  # noqa: S311  tells claims apart, and is no secret
         )
         consumer = Consumer(
             consuming,
