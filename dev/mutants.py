@@ -173,8 +173,32 @@ MUTANTS = (
     ),
     Mutant(
         name="what is handed back is rejected instead",
-        edits=[("worker/adapters/rabbitmq/settling.py", "requeue=True", "requeue=False")],
+        edits=[("worker/adapters/rabbitmq/wire.py", "_REQUEUE: Final = 2", "_REQUEUE: Final = 0")],
         tests=[f"{CRASHES}::test_cp14_told_to_stop_during_a_call[sqlite]"],
+    ),
+    Mutant(
+        name="settled on a channel that has closed",
+        edits=[
+            (
+                "worker/adapters/rabbitmq/connection.py",
+                "connection is None or connection.channels.get(channel.number) is not channel",
+                "connection is None",
+            )
+        ],
+        tests=["tests/integration/test_rabbitmq_settling.py::test_what_comes_too_late_disturbs_nobody"],
+    ),
+    Mutant(
+        name="a small reply overtakes a large one that is counted already",
+        edits=[
+            (
+                "worker/adapters/rabbitmq/outlet.py",
+                "not self._with_driver and ",
+                "",
+            )
+        ],
+        tests=[
+            "tests/integration/test_rabbitmq_publisher.py::test_replies_leave_in_the_order_of_their_numbers"
+        ],
     ),
     Mutant(
         name="waiting by requeueing",

@@ -70,7 +70,7 @@ class Place(Protocol):
     def leave(self) -> None:
         """Make room for another one: what this one leads to has only to be written down."""
 
-    async def settle(self, settlement: Settlement) -> None:
+    def settle(self, settlement: Settlement) -> None:
         """Settle it before the handler is done; its return value then no longer counts."""
 
 

@@ -204,10 +204,10 @@ async def test_a_handler_may_go_on_without_its_delivery(amqp_url: str) -> None:
         await until(lambda: len(places) == 1)
         places[0].leave()
         assert len(places) == 1  # the broker has the second one still
-        await places[0].settle(Settlement.ACK)
+        places[0].settle(Settlement.ACK)
         await until(lambda: len(places) == 2)
         # Twice as many handlers as places: no more, whatever they have settled.
-        await places[1].settle(Settlement.ACK)
+        places[1].settle(Settlement.ACK)
         await until(lambda: consumer.waiting == 1)
         assert (consumer.running, len(places)) == (2, 2)
         end.set()

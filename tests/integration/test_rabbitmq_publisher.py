@@ -8,6 +8,8 @@ from typing import Any
 
 import aio_pika
 import pytest
+from aiormq.abc import ChannelFrame
+from pamqp.heartbeat import Heartbeat
 
 from schemas.names import DEAD, lane_queue, retry_room
 from tests.support.broker import Proxy, RealClock, Told, count, delivery, linked, plain, take, until
@@ -58,6 +60,34 @@ async def test_each_reply_hears_its_own_fate(amqp_url: str) -> None:
         names = [queue.name, "gone"] * 50
         routed = await asyncio.gather(*(publisher.reply(owed(name)) for name in names))
         assert list(routed) == [True, False] * 50
+
+
+async def test_each_hears_its_own_fate_whoever_writes_it(amqp_url: str) -> None:
+    """Large replies go the driver's way, and small ones do not overtake it: the broker counts both."""
+    async with linked(amqp_url) as link, reply_queue(amqp_url) as queue:
+        publisher = RabbitPublisher(link)
+        asked = [(name, size) for size in (10, 300_000, 10) for name in (queue.name, "gone")] * 20
+        routed = await asyncio.gather(*(publisher.reply(owed(name, b"x" * size)) for name, size in asked))
+        assert list(routed) == [name == queue.name for name, _ in asked]
+        assert await publisher.reply(owed(queue.name))
+
+
+async def test_replies_leave_in_the_order_of_their_numbers(amqp_url: str) -> None:
+    """A small one, which is written at once, does not overtake one that the driver has numbered already.
+
+    The broker confirms by number, and each would hear the other's fate.
+    """
+    async with linked(amqp_url) as link, reply_queue(amqp_url) as queue:
+        publisher = RabbitPublisher(link)
+        await publisher.reply(owed(queue.name, b"first"))
+        replies = [
+            asyncio.create_task(publisher.reply(owed(queue.name, body))) for body in (b"x" * 300_000, b"last")
+        ]
+        waiting = (await link.ready()).write_queue
+        for _ in range(waiting.maxsize):  # no room, for a turn of the loop
+            waiting.put_nowait(ChannelFrame.marshall(0, [Heartbeat()]))
+        assert await asyncio.gather(*replies) == [True, True]
+        assert [len((await queue.get()).body) for _ in range(3)] == [5, 300_000, 4]
 
 
 async def test_direct_reply_to_works(amqp_url: str) -> None:

@@ -113,9 +113,18 @@ def test_a_bad_routing_key_is_made_plain(method: Basic.Deliver | Basic.GetOk) ->
     assert (decoded.delivery_tag, decoded.exchange, decoded.routing_key) == (300, "exchange", "?E?")
 
 
-@given(st.lists(st.integers(0, 300)))
-def test_frames_come_through_however_they_arrive(cuts: list[int]) -> None:
-    """Cut anywhere, the octets come out whole, in order, and mended."""
+async def frame_by_frame(stream: FrameMender) -> bytes:
+    """Read as the driver does: a frame's type, the rest of its head, the rest of it."""
+    taken = bytearray()
+    while not stream.at_eof():
+        head = await stream.readexactly(1) + await stream.readexactly(6)
+        taken += head + await stream.readexactly(int.from_bytes(head[3:]) + 1)
+    return bytes(taken)
+
+
+@given(cuts=st.lists(st.integers(0, 300)), waiting=st.booleans())
+def test_frames_come_through_however_they_arrive(*, cuts: list[int], waiting: bool) -> None:
+    """Cut anywhere, the octets come out whole, in order, and mended; also where the driver waits for them."""
     octets = b"".join(frames.marshal(frame, 3) for frame in GOOD) + header(FLAGS["timestamp"], b"\xff" * 8)
     wanted = b"".join(map(mend, split(octets)))
     assert wanted != octets
@@ -123,22 +132,49 @@ def test_frames_come_through_however_they_arrive(cuts: list[int]) -> None:
     async def through() -> bytes:
         stream = FrameMender(asyncio.get_running_loop())
         edges = [0, *sorted(cut for cut in cuts if cut < len(octets)), len(octets)]
+        reading = asyncio.create_task(frame_by_frame(stream))
         for start, end in itertools.pairwise(edges):
+            if waiting:
+                await asyncio.sleep(0)
             stream.feed_data(octets[start:end])
         stream.feed_eof()
         stream.feed_eof()
-        return await stream.read()
+        return await reading
 
     assert asyncio.run(through()) == wanted
 
 
-def test_an_unfinished_frame_comes_out_at_the_end() -> None:
-    """What a lost connection leaves unfinished is handed on as it is: the driver says what was lost."""
+async def test_what_a_lost_connection_leaves_unfinished_comes_out_at_the_end() -> None:
+    """It is handed on as it is: the driver says what was lost."""
+    stream = FrameMender(asyncio.get_running_loop())
+    whole = frames.marshal(GOOD[0], 3)
+    stream.feed_data(whole + b"AMQP\x00\x00\x09\x01")
+    stream.feed_eof()
+    assert await stream.readexactly(len(whole)) == whole
+    assert await stream.readexactly(1) + await stream.readexactly(6) == b"AMQP\x00\x00\x09"
+    assert not stream.at_eof()
+    with pytest.raises(asyncio.IncompleteReadError) as caught:
+        await stream.readexactly(9)
+    assert (caught.value.partial, caught.value.expected) == (b"\x01", 9)
+    assert stream.at_eof()
+    with pytest.raises(asyncio.IncompleteReadError):
+        await stream.readexactly(1)
 
-    async def through() -> bytes:
-        stream = FrameMender(asyncio.get_running_loop())
-        stream.feed_data(b"AMQP\x00\x00\x09\x01")
-        stream.feed_eof()
-        return await stream.read()
 
-    assert asyncio.run(through()) == b"AMQP\x00\x00\x09\x01"
+@pytest.mark.parametrize("waiting", [False, True])
+async def test_an_error_of_the_connection_is_raised_after_what_came_before(*, waiting: bool) -> None:
+    """Whoever waits hears of it at once, others when they have read the rest."""
+    stream = FrameMender(asyncio.get_running_loop())
+    whole = frames.marshal(GOOD[0], 3)
+    if not waiting:
+        stream.feed_data(whole)
+    reading = asyncio.create_task(stream.readexactly(len(whole)))
+    await asyncio.sleep(0)
+    stream.set_exception(ConnectionResetError("cut"))
+    if waiting:
+        with pytest.raises(ConnectionResetError):
+            await reading
+    else:
+        assert await reading == whole
+        with pytest.raises(ConnectionResetError):
+            await stream.readexactly(1)

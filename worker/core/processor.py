@@ -214,7 +214,7 @@ class Processor:
         place.leave()
         finish = await write_end(run, end, self._services)
         self._services.observer(finished_event(run, finish))
-        await place.settle(Settlement.ACK)
+        place.settle(Settlement.ACK)
         await self._replies.deliver(finish.reply)
         return Settlement.ACK
 

@@ -76,6 +76,7 @@ class Link:
         self._startup_timeout = startup_timeout
         self._opened = asyncio.Event()
         self._connection: aiormq.Connection | None = None
+        self._transports = Transports()
         self._owner: aio_pika.Connection | None = None
         """Closes the connection once nobody holds it."""
         self._keeper: asyncio.Task[None] | None = None
@@ -102,6 +103,18 @@ class Link:
         """Wait for a connection and open a channel: publishes on it are confirmed, or raise."""
         connection = await self.ready()
         return cast("aiormq.Channel", await connection.channel())
+
+    def write(self, channel: aiormq.Channel, frames: bytes) -> bool:
+        """Write whole frames of a channel, past the driver's queue; False where it has closed.
+
+        From the moment the driver reads that a channel closes it does not count it among its own. What
+        came later would close the connection, or speak for another channel of the same number.
+        """
+        connection = self._connection
+        if connection is None or connection.channels.get(channel.number) is not channel:
+            return False
+        self._transports.write(frames)
+        return True
 
     async def __aenter__(self) -> Self:
         """Connect. Raises BrokerUnreachableError after `startup_timeout`, or once the login is refused."""
@@ -159,7 +172,7 @@ class Link:
         try:
             with DriverGuard():
                 async with asyncio.timeout(_CONNECT_SECONDS):
-                    connection = await self._connect()
+                    connection, self._transports = await self._connect()
         except Exception as error:  # noqa: BLE001  whatever it is, the next try may succeed
             return error
         self._connection = connection
@@ -169,16 +182,17 @@ class Link:
         await asyncio.wait({closing})
         return None if closing.cancelled() else closing.exception()
 
-    async def _connect(self) -> aiormq.Connection:
+    async def _connect(self) -> tuple[aiormq.Connection, Transports]:
         """Return the driver's side of a connection: its channels cost less than those on top of it."""
+        transports = Transports()
         self._owner = owner = _Connection(
             self._url.update_query({"heartbeat": _HEARTBEAT_SECONDS, **self._url.query}),
-            transport_factory=Transports(),
+            transport_factory=transports,
             client_properties={"connection_name": self._name},
         )
         await owner.connect()
         assert owner.transport is not None  # noqa: S101  for the type checker: it is connected
-        return cast("aiormq.Connection", owner.transport.connection)
+        return cast("aiormq.Connection", owner.transport.connection), transports
 
     def _tell(self, event: ServerTrouble) -> None:
         if event != self._told:

@@ -25,19 +25,22 @@ _CANCEL_SECONDS: Final = 5
 class _Held(Stay):
     """A delivery that is here; the port Place."""
 
-    __slots__ = ("_settled", "delivery", "message", "queue")
+    __slots__ = ("_link", "_settled", "delivery", "message", "queue")
 
-    def __init__(self, delivery: Delivery, message: DeliveredMessage, queue: str, places: Places) -> None:
+    def __init__(
+        self, delivery: Delivery, message: DeliveredMessage, queue: str, places: Places, link: Link
+    ) -> None:
         super().__init__(places)
         self.delivery = delivery
         self.message = message
         self.queue = queue
+        self._link = link
         self._settled = False
 
-    async def settle(self, settlement: Settlement) -> None:
+    def settle(self, settlement: Settlement) -> None:
         if not self._settled:
             self._settled = True
-            await settle(self.message, settlement)
+            settle(self._link, self.message, settlement)
 
 
 class Consumer:
@@ -128,7 +131,7 @@ class Consumer:
         await self.pause()
         for one in self._turnstile.clear():
             self._held[one.queue] -= 1
-            await settle(one.message, Settlement.REQUEUE)
+            one.settle(Settlement.REQUEUE)
 
     async def drain(self, grace: float) -> int:
         """Wait for the running handlers; after `grace` seconds cancel the rest, and return how many.
@@ -151,7 +154,7 @@ class Consumer:
         )
         queue = lane_queue(lane, high=high)
         self._held[queue] += 1
-        held = _Held(delivery, message, queue, self._places)
+        held = _Held(delivery, message, queue, self._places, self._link)
         self._turnstile.arrive(held, lane=lane, high=high)
         self._let_in()
 
@@ -182,4 +185,4 @@ class Consumer:
             return self._handler(delivery, one)
 
         # While the fuse holds it another may work, but none is begun in its stead.
-        await one.settle(await self._fuse.judge(handler, one.delivery, broken=one.step_back))
+        one.settle(await self._fuse.judge(handler, one.delivery, broken=one.step_back))

@@ -39,6 +39,7 @@ class CancelListener:
         clock: Clock,
         observer: Observer,
     ) -> None:
+        self._link = link
         self._on_cancel = on_cancel
         self._on_heard = on_heard
         self._observer = observer
@@ -80,7 +81,7 @@ class CancelListener:
         task.add_done_callback(self._tasks.discard)
 
     async def _deal_with(self, message: DeliveredMessage) -> None:
-        await settle(message, await self._fuse.judge(self._act, message.body))
+        settle(self._link, message, await self._fuse.judge(self._act, message.body))
 
     async def _act(self, body: bytes) -> Settlement:
         await self._on_cancel(body)

@@ -9,6 +9,7 @@ them. So what cannot be decoded is left out on the way in.
 
 import asyncio
 import struct
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -35,26 +36,65 @@ _FIXED_SIZES: Final = {"octet": 1, "timestamp": 8}
 
 
 class FrameMender(asyncio.StreamReader):
-    """Hands on whole frames only, each of which can be decoded."""
+    """Hands on whole frames only, each of which can be decoded, in the pieces that the driver asks for.
+
+    The driver takes frames as fast as they come, so that it never has to be held back here.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
         self._incomplete = b""
+        self._whole: deque[bytes] = deque()
+        self._taken = 0
+        """Octets of the first frame that are handed on already."""
+        self._over = False
+        self._news = asyncio.Event()
 
     @override
     def feed_data(self, data: Any) -> None:
         buffer = self._incomplete + bytes(data)
         frames = list(split(buffer))
         self._incomplete = buffer[sum(map(len, frames)) :]
-        super().feed_data(b"".join(map(mend, frames)))
+        self._whole.extend(map(mend, frames))
+        self._news.set()
 
     @override
     def feed_eof(self) -> None:
         # Called once at the end of the data and once more when the connection is lost.
         if self._incomplete:
-            super().feed_data(self._incomplete)
+            self._whole.append(self._incomplete)
             self._incomplete = b""
+        self._over = True
+        self._news.set()
         super().feed_eof()
+
+    @override
+    def set_exception(self, exc: Any) -> None:
+        super().set_exception(exc)
+        self._news.set()
+
+    @override
+    def at_eof(self) -> bool:
+        return self._over and not self._whole
+
+    @override
+    async def readexactly(self, n: int) -> bytes:
+        while not self._whole:
+            if error := self.exception():
+                raise error
+            if self._over:
+                raise asyncio.IncompleteReadError(b"", n)
+            self._news.clear()
+            await self._news.wait()
+        frame, start = self._whole[0], self._taken
+        end = self._taken = start + n
+        size = len(frame)
+        if end >= size:
+            self._whole.popleft()
+            self._taken = 0
+        if end > size:
+            raise asyncio.IncompleteReadError(frame[start:], n)
+        return frame[start:end]
 
 
 def split(buffer: bytes) -> Iterator[bytes]:

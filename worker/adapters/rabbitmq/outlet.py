@@ -1,14 +1,17 @@
 """A channel that publishes and waits for the broker's word."""
 
 import asyncio
+import random
 from typing import Final
 
 import aiormq
 from aiormq.exceptions import PublishError as ReturnedError
 from pamqp.commands import Basic
 
+from worker.adapters.rabbitmq import wire
 from worker.adapters.rabbitmq.connection import Link
-from worker.adapters.rabbitmq.trouble import DriverGuard, describe
+from worker.adapters.rabbitmq.trouble import ChannelLostError, DriverGuard, describe
+from worker.adapters.rabbitmq.wire import ReplyProperties, Route
 from worker.ports import PublishError
 
 CONFIRM_SECONDS: Final = 10.0
@@ -26,6 +29,8 @@ class Outlet:
         self._timeout = timeout
         self._opening = asyncio.Lock()
         self._channel: aiormq.Channel | None = None
+        self._with_driver = 0
+        """Messages that the driver may have counted, as the broker will, and not written yet."""
 
     async def send(
         self,
@@ -33,7 +38,7 @@ class Outlet:
         *,
         exchange: str,
         routing_key: str,
-        properties: Basic.Properties,
+        properties: Basic.Properties | ReplyProperties,
         mandatory: bool = True,
     ) -> bool:
         """Return once the broker has confirmed; False where no queue takes it. Raises PublishError.
@@ -41,24 +46,59 @@ class Outlet:
         While the connection is away, or the broker takes nothing because of an
         alarm, this waits up to the timeout.
         """
+        route = Route(exchange, routing_key, mandatory)
         try:
             with DriverGuard():
                 async with asyncio.timeout(self._timeout):
-                    channel = await self._ready_channel()
-                    await channel.basic_publish(
-                        body,
-                        exchange=exchange,
-                        routing_key=routing_key,
-                        properties=properties,
-                        mandatory=mandatory,
-                        wait=False,
-                    )
+                    await self._publish(await self._ready_channel(), body, route, properties)
         except ReturnedError:
             return False
         except Exception as error:  # noqa: BLE001  whatever the driver raises, all that is known is: not confirmed
             # Not chained: the driver's errors hold the message.
             raise PublishError(describe(error)) from None
         return True
+
+    async def _publish(
+        self,
+        channel: aiormq.Channel,
+        body: bytes,
+        route: Route,
+        properties: Basic.Properties | ReplyProperties,
+    ) -> None:
+        """Leave a message to the driver, unless it is a small reply and nothing goes before it."""
+        if isinstance(properties, ReplyProperties):
+            if not self._with_driver and len(body) < channel.max_content_size:
+                message_id = f"{random.getrandbits(128):032x}"
+                frames = wire.publish(channel.number, route, properties, message_id, body)
+                if frames is not None:
+                    await self._confirmation(channel, message_id, frames)
+                    return
+            properties = properties.plain()
+        self._with_driver += 1
+        try:
+            await channel.basic_publish(
+                body,
+                exchange=route.exchange,
+                routing_key=route.routing_key,
+                properties=properties,
+                mandatory=route.mandatory,
+                wait=False,
+            )
+        finally:
+            self._with_driver -= 1
+
+    async def _confirmation(self, channel: aiormq.Channel, message_id: str, frames: bytes) -> None:
+        """Write a message as the driver does, which then hears of it: the broker counts what comes."""
+        if not self._link.write(channel, frames):
+            raise ChannelLostError("the channel closed")
+        channel.delivery_tag += 1
+        tag = channel.delivery_tag
+        confirmation = channel.confirmations[tag] = channel.create_future()
+        channel.message_id_delivery_tag[message_id] = tag
+        try:
+            await confirmation
+        finally:
+            channel.message_id_delivery_tag.pop(message_id, None)
 
     async def _ready_channel(self) -> aiormq.Channel:
         connection = await self._link.ready()

@@ -5,23 +5,20 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final
 from weakref import WeakValueDictionary
 
-from pamqp.commands import Basic
 from pamqp.common import FieldValue
 
 from schemas.names import (
-    CONTENT_TYPE,
     DEAD,
     DIRECT_REPLY_TO,
-    REPLY_TYPE,
     X_PARKED,
     X_REASON,
-    X_REPLY_ID,
     lane_key,
     retry_room,
 )
 from worker.adapters.rabbitmq.connection import Link
-from worker.adapters.rabbitmq.messages import PERSISTENT, properties_of_copy
+from worker.adapters.rabbitmq.messages import properties_of_copy
 from worker.adapters.rabbitmq.outlet import CONFIRM_SECONDS, Outlet
+from worker.adapters.rabbitmq.wire import ReplyProperties
 from worker.ports import Delivery, OwedReply, PublishError
 
 X_LANE: Final = "x-lane"
@@ -45,18 +42,11 @@ class RabbitPublisher:
     async def reply(self, owed: OwedReply) -> bool:
         """Send a reply; False when no queue of that name exists. Raises PublishError."""
         queue = owed.address.queue or ""
-        properties = Basic.Properties(
-            content_type=CONTENT_TYPE,
-            headers={X_REPLY_ID: owed.reply_id},
-            delivery_mode=PERSISTENT,
-            correlation_id=owed.address.correlation_id,
-            message_type=REPLY_TYPE,
-        )
         return await self._replies.send(
             owed.body,
             exchange="",
             routing_key=queue,
-            properties=properties,
+            properties=ReplyProperties(owed.reply_id, owed.address.correlation_id),
             # RabbitMQ before 4.2 returns a direct reply as unroutable even where it was delivered.
             mandatory=not queue.startswith(DIRECT_REPLY_TO),
         )

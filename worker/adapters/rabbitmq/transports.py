@@ -60,11 +60,20 @@ class GatheringWriter(asyncio.StreamWriter):
     def _flush(self) -> None:
         if self._pieces:
             pieces, self._pieces, self._size = self._pieces, [], 0
-            super().write(b"".join(pieces))
+            if not self.is_closing():
+                super().write(b"".join(pieces))
 
 
 class Transports(TransportFactory):
     """Opens connections, with TLS where the URL says so."""
+
+    def __init__(self) -> None:
+        self._writer: GatheringWriter | None = None
+
+    def write(self, frames: bytes) -> None:
+        """Write whole frames, past the driver's queue."""
+        if self._writer is not None:
+            self._writer.write(frames)
 
     @override
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -76,4 +85,5 @@ class Transports(TransportFactory):
         transport, _ = await loop.create_connection(
             lambda: protocol, url.host or "", url.port or 0, ssl=tls, **kwargs
         )
-        return reader, GatheringWriter(transport, protocol, reader, loop)
+        self._writer = GatheringWriter(transport, protocol, reader, loop)
+        return reader, self._writer
