@@ -4,7 +4,7 @@ import logging
 import platform
 from collections.abc import Callable
 from functools import partial
-from typing import Final, assert_never
+from typing import Final, TypeVar, assert_never, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
@@ -23,6 +23,8 @@ from worker.domain.events import (
 )
 from worker.domain.prices import NANO
 from worker.ports import Observer
+
+MetricT = TypeVar("MetricT", Counter, Histogram)
 
 OTHER: Final = "other"
 """Label value of all names beyond the first hundred."""
@@ -66,7 +68,7 @@ class Metrics:
         seconds = partial(Histogram, namespace="openai_worker", registry=self._registry)
 
         self._model, self._reason = _Bounded(), _Bounded()
-        self._models: dict[str, tuple[Histogram, list[Counter]]] = {}
+        self._children: dict[tuple[object, tuple[str, ...]], Counter | Histogram] = {}
         self._jobs = counter("jobs", "Jobs with an outcome", ["kind", "status", "error_code"])
         self._job_seconds = seconds(
             "job_seconds", "Seconds from first receipt to the outcome", ["kind"], buckets=_JOB_SECONDS
@@ -111,9 +113,9 @@ class Metrics:
         """Take note."""
         match event:
             case JobFinished():
-                code = event.error_code or ""
-                self._jobs.labels(event.kind.value, event.status.value, code).inc()
-                self._job_seconds.labels(event.kind.value).observe(event.seconds)
+                kind = event.kind.value
+                self._child(self._jobs, kind, event.status.value, event.error_code or "").inc()
+                self._child(self._job_seconds, kind).observe(event.seconds)
             case AttemptFinished():
                 self._attempt(event)
             case JobWaits():
@@ -139,28 +141,26 @@ class Metrics:
                 assert_never(event)
 
     def _attempt(self, event: AttemptFinished) -> None:
-        model = self._model(event.model)
-        self._attempts.labels(model, event.state.value).inc()
-        seconds, tokens = self._of_model(model)
-        seconds.observe(event.seconds)
-        if event.usage is None:
+        model, usage = self._model(event.model), event.usage
+        self._child(self._attempts, model, event.state.value).inc()
+        self._child(self._attempt_seconds, model).observe(event.seconds)
+        if usage is None:
             return
-        for child, name in zip(tokens, _DIRECTIONS.values(), strict=True):
-            if count := getattr(event.usage, name):
-                child.inc(count)
+        for direction, name in _DIRECTIONS.items():
+            tokens = self._child(self._tokens, model, direction)
+            if count := getattr(usage, name):
+                tokens.inc(count)
         if event.cost_nano_usd is None:
-            self._unpriced.labels(model).inc()
+            self._child(self._unpriced, model).inc()
         else:
-            self._cost.labels(model).inc(event.cost_nano_usd / NANO)
+            self._child(self._cost, model).inc(event.cost_nano_usd / NANO)
 
-    def _of_model(self, model: str) -> tuple[Histogram, list[Counter]]:
-        """Return a model's own children, which take longer to find than to count with."""
-        if model not in self._models:
-            self._models[model] = (
-                self._attempt_seconds.labels(model),
-                [self._tokens.labels(model, direction) for direction in _DIRECTIONS],
-            )
-        return self._models[model]
+    def _child(self, metric: MetricT, *labels: str) -> MetricT:
+        """Return what counts for these label values, which takes longer to find than to count with."""
+        known = self._children.get((metric, labels))
+        if known is None:
+            known = self._children[metric, labels] = metric.labels(*labels)
+        return cast("MetricT", known)
 
 
 class Observers:

@@ -79,14 +79,14 @@ class UnitPrices:
 
     def as_texts(self, meters: Mapping[str, int] | None = None) -> dict[str, object]:
         """Return plain decimal strings; of the meters all, or those named."""
-        prices = {
-            "input": self.input,
-            "cached_input": self.cached_input,
-            "cache_write": self.cache_write,
-            "output": self.output,
-            **{name: price for name, price in self.meters.items() if meters is None or name in meters},
+        named = self.meters if meters is None else self.meters.keys() & meters.keys()
+        return {
+            "input": _text(self.input),
+            "cached_input": _text(self.cached_input),
+            "cache_write": _text(self.cache_write),
+            "output": _text(self.output),
+            **{name: _text(self.meters[name]) for name in sorted(named)},
         }
-        return {name: _text(price) for name, price in prices.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +125,8 @@ class PriceList(UnitPrices):
         return row | step.as_texts(usage.meters) | {"above_input_tokens": step.above}
 
     def _step(self, usage: Usage) -> PriceStep | None:
+        if not self.steps:
+            return None
         passed = [step for step in self.steps if usage.input_tokens > step.above]
         return max(passed, key=lambda step: step.above, default=None)
 

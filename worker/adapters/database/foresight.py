@@ -52,9 +52,12 @@ class Foresight:
         wary = time.monotonic() < self._wary_until
         writes = Writes()
         for item in work:
-            if not isinstance(item, Operation) or item.key.tenant in self._budgets:
+            if not isinstance(item, Operation):
                 return None
-            job = self._rows.get(item.key)
+            key = item.key
+            if key.tenant in self._budgets:
+                return None
+            job = self._rows.get(key)
             if job is None:
                 row = None if wary else item.first_row()
                 if row is None:
@@ -63,7 +66,7 @@ class Foresight:
                 job = LockedJob.inserted(row)
             if item.needs_past(job):
                 return None
-            rows[item.key] = job
+            rows[key] = job
             results.append(item.apply(job, None, writes))
         return Plan(results, rows, writes, self._checks(new, rows))
 

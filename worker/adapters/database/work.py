@@ -253,6 +253,10 @@ class Step(ABC, Generic[ResultT]):
 
     urgent: ClassVar[bool] = False
     """Likewise."""
+    key: ClassVar[None] = None
+    """No job's."""
+    size: ClassVar[int] = 0
+    """Likewise."""
 
     @abstractmethod
     async def run(self, connection: AsyncConnection, statements: Statements) -> ResultT:

@@ -65,9 +65,8 @@ class _Entry:
         self.work = work
         self.future = future
         self.urgent = work.urgent
-        operation = work if isinstance(work, Operation) else None
-        self.key: JobKey | None = operation.key if operation is not None else None
-        self.size = operation.size if operation is not None else 0
+        self.key: JobKey | None = work.key
+        self.size = work.size
 
     def done(self, result: object) -> None:
         # The caller may be gone: its cancellation reaches the future, never the transaction.
