@@ -74,6 +74,17 @@ async def test_a_request_waits_for_a_worker(amqp_url: str) -> None:
         await worker.listener.stop()
 
 
+async def test_listening_ends_at_any_moment(amqp_url: str) -> None:
+    """Also while it begins: the driver may swallow a cancellation just as an answer comes in."""
+    async with linked(amqp_url) as link, asyncio.timeout(30):
+        for number in range(60):
+            worker = Worker(link)
+            worker.listener.start()
+            await asyncio.sleep(number % 30 * 0.0003)  # another moment each time
+            await worker.listener.stop()
+            assert not worker.listener.listening
+
+
 async def test_a_request_that_breaks_comes_again(amqp_url: str) -> None:
     """An error while acting is told, and the request tried again; an error while hearing stops nothing."""
     async with linked(amqp_url) as link:

@@ -13,7 +13,7 @@ from aiormq.exceptions import ProbableAuthenticationError
 from yarl import URL
 
 from worker.adapters.rabbitmq.transports import Transports
-from worker.adapters.rabbitmq.trouble import DriverGuard, describe
+from worker.adapters.rabbitmq.trouble import DriverGuard, describe, end
 from worker.domain.events import ServerTrouble
 from worker.ports import Observer
 
@@ -147,8 +147,7 @@ class Link:
 
     async def _stop(self) -> None:
         if self._keeper:
-            self._keeper.cancel()
-            await asyncio.wait({self._keeper})
+            await end(self._keeper)
         if self._owner:
             with contextlib.suppress(Exception), DriverGuard():
                 async with asyncio.timeout(_CLOSE_SECONDS):

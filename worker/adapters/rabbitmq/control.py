@@ -19,7 +19,6 @@ from worker.ports import Clock, Observer, Settlement
 
 _PREFETCH: Final = 16
 _STOP_SECONDS: Final = 5
-_RPC_SECONDS: Final = 10
 
 
 class CancelListener:
@@ -98,8 +97,8 @@ async def _own_queue(channel: aiormq.Channel, name: str | None) -> str:
     """Make a queue that lasts as long as its consumer; for one that is there, only its binding."""
     if name is None:
         # Without the exchange, the queue would stay behind: it goes with a consumer, which it never had.
-        await channel.exchange_declare(CONTROL, passive=True, timeout=_RPC_SECONDS)
-        answer = await channel.queue_declare(exclusive=True, auto_delete=True, timeout=_RPC_SECONDS)
+        await channel.exchange_declare(CONTROL, passive=True)
+        answer = await channel.queue_declare(exclusive=True, auto_delete=True)
         name = answer.queue or ""
-    await channel.queue_bind(name, CONTROL, CANCEL_KEY, timeout=_RPC_SECONDS)
+    await channel.queue_bind(name, CONTROL, CANCEL_KEY)
     return name

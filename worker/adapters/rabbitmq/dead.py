@@ -1,5 +1,6 @@
 """Dead letters: looking at them, sending them round again, doing away with them."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -112,7 +113,8 @@ class DeadLetters:
     ) -> tuple[DeadLetter, int] | None:
         """Take out letters up to that of an id, or just the next; return it with its delivery tag."""
         while True:
-            message = await channel.basic_get(DEAD, timeout=_RPC_SECONDS)
+            async with asyncio.timeout(_RPC_SECONDS):
+                message = await channel.basic_get(DEAD)
             if not isinstance(message.delivery, Basic.GetOk):
                 return None
             letter = _letter(message, user=self._link.user)

@@ -9,7 +9,7 @@ import aiormq
 from aiormq.abc import ConsumerCallback, DeliveredMessage
 
 from worker.adapters.rabbitmq.connection import SERVER, Link, pause
-from worker.adapters.rabbitmq.trouble import DriverGuard, describe
+from worker.adapters.rabbitmq.trouble import DriverGuard, describe, end
 from worker.domain.events import Broken, ServerTrouble
 from worker.ports import Observer
 
@@ -68,11 +68,11 @@ class Subscription:
     async def stop(self) -> None:
         """Consume no more. The channel stays open: what was delivered can still be settled."""
         if self._keeper:
-            self._keeper.cancel()
-            await asyncio.wait({self._keeper})
+            await end(self._keeper)
         if self._channel and self._tag and self.active:
             with suppress(Exception), DriverGuard():
-                await self._channel.basic_cancel(self._tag, timeout=_CANCEL_SECONDS)
+                async with asyncio.timeout(_CANCEL_SECONDS):
+                    await self._channel.basic_cancel(self._tag)
         self._tag = None
 
     async def verify(self, probe: aiormq.Channel, *, idle: bool) -> None:
@@ -81,6 +81,7 @@ class Subscription:
         A queue that is deleted and made anew at once keeps our consumer in
         RabbitMQ 3.10, and gives its messages to it, but sends none of them. So one
         that is `idle`, with nothing to acknowledge, begins anew after a silence.
+        Whoever calls this bounds its time.
         """
         if self.active and not await self._sound(probe, idle=idle):
             self._cancelled.set()
@@ -92,7 +93,7 @@ class Subscription:
                 return True
             if idle and asyncio.get_running_loop().time() - self._heard_at > _RENEW_SECONDS:
                 return False
-            answer = await probe.queue_declare(self.queue, passive=True, timeout=_RPC_SECONDS)
+            answer = await probe.queue_declare(self.queue, passive=True)
             return bool(answer.consumer_count)
         return False
 

@@ -1,5 +1,6 @@
 """The exchanges and queues of the contract: what they are, making them, comparing them."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -56,9 +57,8 @@ class Exchange:
 
     async def declare(self, channel: AbstractChannel, *, passive: bool = False) -> None:
         """Declare it, or with `passive` only ask whether it exists."""
-        await channel.exchange_declare(
-            self.name, exchange_type=self.type, durable=True, passive=passive, timeout=_RPC_SECONDS
-        )
+        async with asyncio.timeout(_RPC_SECONDS):
+            await channel.exchange_declare(self.name, exchange_type=self.type, durable=True, passive=passive)
 
     @override
     def __str__(self) -> str:
@@ -77,14 +77,14 @@ class Queue:
     async def declare(self, channel: AbstractChannel, *, passive: bool = False) -> None:
         """Declare it, or with `passive` only ask whether it exists."""
         arguments: FieldTable = {"x-queue-type": "quorum", **self.arguments}
-        await channel.queue_declare(
-            self.name, durable=True, passive=passive, arguments=arguments, timeout=_RPC_SECONDS
-        )
+        async with asyncio.timeout(_RPC_SECONDS):
+            await channel.queue_declare(self.name, durable=True, passive=passive, arguments=arguments)
 
     async def bind(self, channel: AbstractChannel) -> None:
         """Bind it by all its keys."""
         for key in self.keys:
-            await channel.queue_bind(self.name, self.exchange, key, timeout=_RPC_SECONDS)
+            async with asyncio.timeout(_RPC_SECONDS):
+                await channel.queue_bind(self.name, self.exchange, key)
 
     @override
     def __str__(self) -> str:

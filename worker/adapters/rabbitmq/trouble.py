@@ -29,6 +29,9 @@ _WORDS: Final[tuple[tuple[type[BaseException], str], ...]] = (
 )
 
 
+_AGAIN_SECONDS: Final = 0.5
+
+
 class ChannelLostError(Exception):
     """The channel closed under an operation."""
 
@@ -72,3 +75,14 @@ def describe(error: BaseException | None) -> str:
         if isinstance(error, kind):
             return words
     return type(error).__name__ if error else "closed"
+
+
+async def end(task: asyncio.Task[None]) -> None:
+    """Cancel a task that talks to the driver, until it ends.
+
+    Where the driver bounds a wait by a timeout, and what it waited for comes at the same
+    moment, a cancellation is swallowed: `asyncio.wait_for` did that before Python 3.12.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=_AGAIN_SECONDS)
