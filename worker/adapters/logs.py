@@ -247,6 +247,9 @@ def _number_or_type(value: object) -> object:
 
 def _tame(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Cut long texts and escape what is unprintable: names come from producers, and a terminal obeys them."""
+    together = "".join([value for value in event.values() if isinstance(value, str)])
+    if len(together) <= _LONGEST and together.isprintable():
+        return event  # nearly always
     for key, value in event.items():
         if isinstance(value, str) and (len(value) > _LONGEST or not value.isprintable()):
             short = value if len(value) <= _LONGEST else value[:_LONGEST] + "…"

@@ -4,7 +4,7 @@ import logging
 import platform
 from collections.abc import Callable
 from functools import partial
-from typing import Final, TypeVar, assert_never, cast
+from typing import Any, Final, TypeVar, assert_never
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
@@ -68,7 +68,7 @@ class Metrics:
         seconds = partial(Histogram, namespace="openai_worker", registry=self._registry)
 
         self._model, self._reason = _Bounded(), _Bounded()
-        self._children: dict[tuple[object, tuple[str, ...]], Counter | Histogram] = {}
+        self._children: dict[tuple[object, tuple[str, ...]], Any] = {}
         self._jobs = counter("jobs", "Jobs with an outcome", ["kind", "status", "error_code"])
         self._job_seconds = seconds(
             "job_seconds", "Seconds from first receipt to the outcome", ["kind"], buckets=_JOB_SECONDS
@@ -113,9 +113,8 @@ class Metrics:
         """Take note."""
         match event:
             case JobFinished():
-                kind = event.kind.value
-                self._child(self._jobs, kind, event.status.value, event.error_code or "").inc()
-                self._child(self._job_seconds, kind).observe(event.seconds)
+                self._child(self._jobs, event.kind, event.status, event.error_code or "").inc()
+                self._child(self._job_seconds, event.kind).observe(event.seconds)
             case AttemptFinished():
                 self._attempt(event)
             case JobWaits():
@@ -142,7 +141,7 @@ class Metrics:
 
     def _attempt(self, event: AttemptFinished) -> None:
         model, usage = self._model(event.model), event.usage
-        self._child(self._attempts, model, event.state.value).inc()
+        self._child(self._attempts, model, event.state).inc()
         self._child(self._attempt_seconds, model).observe(event.seconds)
         if usage is None:
             return
@@ -157,10 +156,10 @@ class Metrics:
 
     def _child(self, metric: MetricT, *labels: str) -> MetricT:
         """Return what counts for these label values, which takes longer to find than to count with."""
-        known = self._children.get((metric, labels))
+        known: MetricT | None = self._children.get((metric, labels))
         if known is None:
             known = self._children[metric, labels] = metric.labels(*labels)
-        return cast("MetricT", known)
+        return known
 
 
 class Observers:

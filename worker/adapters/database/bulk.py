@@ -119,11 +119,27 @@ class _AllRows:
             document = {**row, NUMBER: number}
             for name, array in arrays.items():
                 array.append(document.pop(name))
+            documents.append(document)
+        text = _plain(documents) or self._converted(documents)
+        return [tuple(text if name == ROWS else arrays[name] for name in self._names)]
+
+    def _converted(self, documents: Iterable[dict[str, Any]]) -> str:
+        for document in documents:
             for name, processor in self._convert:
                 document[name] = processor(document[name])
-            documents.append(document)
         try:
-            text = orjson.dumps(documents).decode()
+            return orjson.dumps(documents).decode()
         except TypeError as error:
             raise DatabaseRefusedError(f"the database cannot take a record: {error}") from None
-        return [tuple(text if name == ROWS else arrays[name] for name in self._names)]
+
+
+def _plain(documents: Iterable[dict[str, Any]]) -> str | None:
+    """Return rows in which no text has to be escaped for the database, which is nearly always so.
+
+    All that would be is no printable ASCII, or has a backslash in JSON or by itself.
+    """
+    try:
+        text = orjson.dumps(documents)
+    except TypeError:
+        return None
+    return text.decode() if text.isascii() and b"\\" not in text and b"\x7f" not in text else None
