@@ -13,6 +13,7 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
+from typing_extensions import override
 
 from worker.adapters.rabbitmq.frames import MAX_DEPTH, FrameMender, mend, split
 
@@ -178,3 +179,41 @@ async def test_an_error_of_the_connection_is_raised_after_what_came_before(*, wa
         assert await reading == whole
         with pytest.raises(ConnectionResetError):
             await stream.readexactly(1)
+
+
+class Source(asyncio.ReadTransport):
+    """Counts how often it was held back and let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    @override
+    def is_closing(self) -> bool:
+        return False
+
+    @override
+    def pause_reading(self) -> None:
+        self.told.append("pause")
+
+    @override
+    def resume_reading(self) -> None:
+        self.told.append("resume")
+
+
+async def test_what_the_driver_does_not_ask_for_is_not_read() -> None:
+    """Above a quarter of a megabyte the broker waits, until half of it is gone."""
+    stream, source = FrameMender(asyncio.get_running_loop()), Source()
+    stream.set_transport(source)
+    frame = frames.marshal(ContentBody(bytes(2**10)), 3)
+    for _ in range(300):
+        stream.feed_data(frame)
+    assert source.told == ["pause"]
+    taken = 0
+    while source.told == ["pause"]:
+        taken += len(await stream.readexactly(len(frame)))
+    assert source.told == ["pause", "resume"]
+    assert 300 * len(frame) - taken == pytest.approx(2**17, abs=len(frame))
+    for _ in range(150):
+        stream.feed_data(frame)
+    assert source.told == ["pause", "resume", "pause"]

@@ -5,8 +5,11 @@ from collections.abc import AsyncIterator
 from typing import TypeAlias
 
 import pytest
+from pamqp.commands import Channel
+from pamqp.frame import marshal
 from typing_extensions import override
 
+from worker.adapters.rabbitmq import wire
 from worker.adapters.rabbitmq.transports import GatheringWriter
 
 
@@ -21,6 +24,10 @@ class RecordingTransport(asyncio.Transport):
     @override
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.writes.append(bytes(data))
+
+    @override
+    def write_eof(self) -> None:
+        pass
 
     @override
     def is_closing(self) -> bool:
@@ -96,3 +103,27 @@ async def test_nothing_is_left_behind_on_closing(both: Both) -> None:
     writer.close()
     assert transport.writes == [b"close"]
     assert transport.closed
+
+
+async def test_nothing_is_left_behind_at_the_end_of_writing(both: Both) -> None:
+    """The driver says so before it closes."""
+    writer, transport = both
+    writer.write_frames(wire.ack(3, 1))
+    writer.write_eof()
+    assert transport.writes == [wire.ack(3, 1)]
+
+
+async def test_nothing_follows_the_close_of_a_channel(both: Both) -> None:
+    """Until the driver opens one of that number again; other channels are not concerned."""
+    writer, transport = both
+    opening, closing = marshal(Channel.Open(), 3), marshal(Channel.Close(200, "", 0, 0), 3)
+    writer.write(opening)
+    assert writer.write_frames(wire.ack(3, 1))
+    writer.write(closing)
+    assert not writer.write_frames(wire.ack(3, 2))
+    assert writer.write_frames(wire.ack(4, 3))
+    writer.write(opening)
+    assert writer.write_frames(wire.ack(3, 4))
+    await a_turn()
+    wanted = [opening, wire.ack(3, 1), closing, wire.ack(4, 3), opening, wire.ack(3, 4)]
+    assert transport.writes == [b"".join(wanted)]

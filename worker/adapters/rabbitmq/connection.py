@@ -108,13 +108,13 @@ class Link:
         """Write whole frames of a channel, past the driver's queue; False where it has closed.
 
         From the moment the driver reads that a channel closes it does not count it among its own. What
-        came later would close the connection, or speak for another channel of the same number.
+        came later, or after the driver has written so itself, would close the connection, or speak for
+        another channel of the same number.
         """
         connection = self._connection
         if connection is None or connection.channels.get(channel.number) is not channel:
             return False
-        self._transports.write(frames)
-        return True
+        return self._transports.write(frames)
 
     async def __aenter__(self) -> Self:
         """Connect. Raises BrokerUnreachableError after `startup_timeout`, or once the login is refused."""

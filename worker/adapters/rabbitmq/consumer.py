@@ -20,6 +20,8 @@ from worker.adapters.rabbitmq.watchdog import Watchdog
 from worker.ports import Clock, Delivery, Handler, Observer, Settlement
 
 _CANCEL_SECONDS: Final = 5
+_SETTLING_SECONDS: Final = 0.1
+"""A quorum queue forgets what it has not applied of a burst of acknowledgements when their channel goes."""
 
 
 class _Held(Stay):
@@ -146,6 +148,7 @@ class Consumer:
             task.cancel()
         if left:
             await asyncio.wait(left, timeout=_CANCEL_SECONDS)
+        await asyncio.sleep(_SETTLING_SECONDS)
         return len(left)
 
     def _arrived(self, message: DeliveredMessage, *, lane: str, high: bool) -> None:

@@ -20,6 +20,9 @@ from typing_extensions import override
 MAX_DEPTH: Final = 32
 """Deeper headers are left out too: the driver walks them by recursion."""
 
+_MOST_WAITING: Final = 2**18
+"""Octets that the driver has not asked for; with more, no more are read: it handles a few frames a turn."""
+
 _FRAME: Final = struct.Struct(">BHI")
 """Type, channel and size; the payload and one end octet follow."""
 _DELIVER: Final = struct.pack(">HH", 60, 60)
@@ -36,10 +39,7 @@ _FIXED_SIZES: Final = {"octet": 1, "timestamp": 8}
 
 
 class FrameMender(asyncio.StreamReader):
-    """Hands on whole frames only, each of which can be decoded, in the pieces that the driver asks for.
-
-    The driver takes frames as fast as they come, so that it never has to be held back here.
-    """
+    """Hands on whole frames only, each of which can be decoded, in the pieces that the driver asks for."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
@@ -47,22 +47,37 @@ class FrameMender(asyncio.StreamReader):
         self._whole: deque[bytes] = deque()
         self._taken = 0
         """Octets of the first frame that are handed on already."""
+        self._waiting = 0
+        """Octets of the whole frames."""
         self._over = False
         self._news = asyncio.Event()
+        self._source: asyncio.ReadTransport | None = None
+        self._held_back = False
+
+    @override
+    def set_transport(self, transport: Any) -> None:
+        super().set_transport(transport)
+        self._source = transport
 
     @override
     def feed_data(self, data: Any) -> None:
         buffer = self._incomplete + bytes(data)
         frames = list(split(buffer))
         self._incomplete = buffer[sum(map(len, frames)) :]
-        self._whole.extend(map(mend, frames))
+        for frame in map(mend, frames):
+            self._whole.append(frame)
+            self._waiting += len(frame)
         self._news.set()
+        if self._waiting > _MOST_WAITING and self._source and not self._held_back:
+            self._held_back = True
+            self._source.pause_reading()
 
     @override
     def feed_eof(self) -> None:
         # Called once at the end of the data and once more when the connection is lost.
         if self._incomplete:
             self._whole.append(self._incomplete)
+            self._waiting += len(self._incomplete)
             self._incomplete = b""
         self._over = True
         self._news.set()
@@ -92,9 +107,17 @@ class FrameMender(asyncio.StreamReader):
         if end >= size:
             self._whole.popleft()
             self._taken = 0
+            self._waiting -= size
+            if self._held_back and self._waiting <= _MOST_WAITING // 2:
+                self._let_go()
         if end > size:
             raise asyncio.IncompleteReadError(frame[start:], n)
         return frame[start:end]
+
+    def _let_go(self) -> None:
+        self._held_back = False
+        if self._source and not self._source.is_closing():
+            self._source.resume_reading()
 
 
 def split(buffer: bytes) -> Iterator[bytes]:

@@ -67,7 +67,7 @@ class Outlet:
     ) -> None:
         """Leave a message to the driver, unless it is a small reply and nothing goes before it."""
         if isinstance(properties, ReplyProperties):
-            if not self._with_driver and len(body) < channel.max_content_size:
+            if not self._with_driver and 0 < len(body) < channel.max_content_size:
                 message_id = f"{random.getrandbits(128):032x}"
                 frames = wire.publish(channel.number, route, properties, message_id, body)
                 if frames is not None:
@@ -90,6 +90,8 @@ class Outlet:
     async def _confirmation(self, channel: aiormq.Channel, message_id: str, frames: bytes) -> None:
         """Write a message as the driver does, which then hears of it: the broker counts what comes."""
         if not self._link.write(channel, frames):
+            if self._channel is channel:
+                self._channel = None  # the driver may take its time to close it
             raise ChannelLostError("the channel closed")
         channel.delivery_tag += 1
         tag = channel.delivery_tag

@@ -1,6 +1,7 @@
 """How the driver's bytes travel: mended on the way in, gathered on the way out."""
 
 import asyncio
+import struct
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -13,13 +14,18 @@ from worker.adapters.rabbitmq.frames import FrameMender
 _MOST_BYTES: Final = 2**16
 """So much is written at once, whoever else might still have something to say."""
 
+_CHANNEL: Final = slice(1, 3)
+_METHOD: Final = slice(7, 11)
+_OPEN: Final = struct.pack(">HH", 20, 10)
+_CLOSE: Final = struct.pack(">HH", 20, 40)
+
 
 class GatheringWriter(asyncio.StreamWriter):
     """Writes once a turn of the event loop.
 
     A commit ends many jobs at once; the driver writes each reply and each
     acknowledgement by itself, and the calls of the kernel would cost more than
-    all the rest of it.
+    all the rest of it. Nor may anything of a channel follow what closes it.
     """
 
     def __init__(
@@ -33,12 +39,29 @@ class GatheringWriter(asyncio.StreamWriter):
         self._later = loop.call_soon
         self._pieces: list[bytes] = []
         self._size = 0
+        self._closing: set[bytes] = set()
+        """Channels whose close the driver has written."""
+
+    def write_frames(self, frames: bytes) -> bool:
+        """Write what is not the driver's; False where the channel is about to close."""
+        if self._closing and frames[_CHANNEL] in self._closing:
+            return False
+        self._add(frames)
+        return True
 
     @override
     def write(self, data: Any) -> None:
+        written = bytes(data)
+        if written[_METHOD] == _CLOSE:
+            self._closing.add(written[_CHANNEL])
+        elif written[_METHOD] == _OPEN:
+            self._closing.discard(written[_CHANNEL])
+        self._add(written)
+
+    def _add(self, data: bytes) -> None:
         if not self._pieces:
             self._later(self._flush)
-        self._pieces.append(bytes(data))
+        self._pieces.append(data)
         self._size += len(data)
         if self._size > _MOST_BYTES:
             self._flush()
@@ -51,6 +74,11 @@ class GatheringWriter(asyncio.StreamWriter):
     async def drain(self) -> None:
         self._flush()
         await super().drain()
+
+    @override
+    def write_eof(self) -> None:
+        self._flush()
+        super().write_eof()
 
     @override
     def close(self) -> None:
@@ -70,10 +98,9 @@ class Transports(TransportFactory):
     def __init__(self) -> None:
         self._writer: GatheringWriter | None = None
 
-    def write(self, frames: bytes) -> None:
-        """Write whole frames, past the driver's queue."""
-        if self._writer is not None:
-            self._writer.write(frames)
+    def write(self, frames: bytes) -> bool:
+        """Write whole frames of a channel, past the driver's queue; False where it is about to close."""
+        return self._writer is not None and self._writer.write_frames(frames)
 
     @override
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
