@@ -283,7 +283,10 @@ MUTANTS = (
             )
         ],
         tests=[
-            "tests/integration/test_rabbitmq_consumer.py::test_where_everything_breaks_nothing_is_given_up"
+            (
+                "tests/integration/test_rabbitmq_consumer_errors.py::"
+                "test_where_everything_breaks_nothing_is_given_up"
+            )
         ],
     ),
     Mutant(

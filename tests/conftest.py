@@ -7,6 +7,8 @@ import pytest
 pytest_plugins = [
     "tests.support.databases",
     "tests.support.servers",
+    "tests.support.command",
+    "tests.support.ledger",
     "tests.support.process",
     "tests.support.scene",
 ]

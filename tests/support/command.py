@@ -10,11 +10,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from typer.testing import CliRunner
 
+from tests.support.broker import linked
+from tests.support.servers import Broker
+from worker.adapters.database.setup import upgrade
 from worker.cli.main import app
 
 ROOT = Path(__file__).parents[2]
+SECRET = "hunter2"
+NOWHERE = f"amqp://user:{SECRET}@127.0.0.1:1/"
+MODELS = {
+    "object": "list",
+    "data": [
+        {"id": "gpt-6-luna", "object": "model", "owned_by": "openai"},
+        {"id": "gpt-4o", "object": "model", "owned_by": "openai", "shutdown_date": "2027-01-14"},
+    ],
+}
+"""What OpenAI's list of models says."""
 
 
 class Ended(NamedTuple):
@@ -67,3 +81,23 @@ class CommandLine:
         finally:
             logging.root.handlers[:] = handlers  # commands set up logging for a process of their own
         return Ended(result.exit_code, result.stdout_bytes.decode(), result.stderr_bytes.decode())
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> CommandLine:
+    """Give a command line without servers."""
+    return CommandLine(tmp_path, AMQP_URL=NOWHERE, WORKER_STARTUP_TIMEOUT="0.5")
+
+
+@pytest.fixture
+def cli(tmp_path: Path, broker: Broker, sqlite_url: str) -> CommandLine:
+    """Give a command line with an empty broker and no database yet."""
+    return CommandLine(tmp_path, AMQP_URL=broker.url, DATABASE_URL=sqlite_url)
+
+
+@pytest.fixture
+async def stored(cli: CommandLine, sqlite_url: str, broker: Broker) -> CommandLine:
+    """Give a command line whose database and broker are set up."""
+    await upgrade(sqlite_url)
+    async with linked(broker.url):
+        return cli

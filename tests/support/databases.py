@@ -38,6 +38,7 @@ from worker.ports import Claim, Finish, NextAttempt, OwedReply, Progress, Wait
 
 LEASE_SECONDS = 60.0
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
 PRICES = {"unit": "USD per million tokens", "input": "1", "output": "2"}
 
 OpenWorker = Callable[..., AbstractAsyncContextManager[Database]]
@@ -302,6 +303,12 @@ def a_wait(job: Job, token: int | None, *, seconds: float = 60, at: datetime = N
         at=at,
     )
     return replace(wait, **fields)
+
+
+async def left_behind(open_worker: OpenWorker, job: Job, token: int) -> None:
+    """Leave a claim with an attempt in flight by a worker that signs off without another word."""
+    async with open_worker() as dying:
+        await dying.store.claim(a_claim(job, token))
 
 
 async def until(condition: Callable[[], Awaitable[bool]] | Callable[[], bool]) -> None:
