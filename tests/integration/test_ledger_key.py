@@ -1,13 +1,12 @@
 """The key of the ledger: the time of the job in every row, and an index that finds the rows by it."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
-import pytest
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -24,7 +23,6 @@ from tests.support.databases import (
     execute,
     rows,
 )
-from worker.adapters.database.engine import Use, open_engine
 from worker.adapters.database.opening import Database
 from worker.adapters.database.reports import UsageFilter
 from worker.adapters.database.repricing import Repricing
@@ -42,14 +40,6 @@ BOOKED = (
     " FROM usage_ledger l LEFT JOIN jobs j"
     " ON j.tenant = l.tenant AND j.job_id = l.job_id AND j.received_at = l.received_at ORDER BY l.id"
 )
-
-
-@pytest.fixture
-async def engine(migrated_url: str) -> AsyncIterator[AsyncEngine]:
-    """Give what commands that write work with."""
-    opened = open_engine(migrated_url, Use.WRITE)
-    yield opened
-    await opened.dispose()
 
 
 async def reprice(engine: AsyncEngine) -> None:
