@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 import uvloop
@@ -34,24 +35,54 @@ def run_worker(settings: Settings) -> int:
 
 async def _run(settings: Settings, log: FilteringBoundLogger) -> int:
     with _stop_signals() as stop:
-        async with assemble(settings, LogObserver(log)) as parts:
-            sweep = asyncio.create_task(parts.replies.sweep_forever(), name="reply sweep")
-            told = asyncio.create_task(stop.wait(), name="stop signal")
-            _collect_seldom()
-            parts.consumer.start()
-            parts.cancels.start()
-            ready = asyncio.create_task(_tell_when_ready(parts, log), name="readiness")
-            await asyncio.wait({told, sweep}, return_when=asyncio.FIRST_COMPLETED)
-            log.info("stopping", jobs_in_flight=parts.consumer.running)
-            await _drain(parts, settings.worker_grace_seconds)
-            broken = sweep.done()
-            for task in (sweep, told, ready):
-                task.cancel()
-            await asyncio.gather(sweep, told, ready, return_exceptions=True)
-    if broken:
-        log.error("the reply sweep ended", error=type(sweep.exception()).__name__)
+        told = asyncio.create_task(stop.wait(), name="stop signal")
+        async with contextlib.AsyncExitStack() as stack:
+            parts = await _opened(stack, assemble(settings, LogObserver(log)), told)
+            broken = parts is not None and await _work(parts, settings, log, told)
     log.info("stopped")
     return 1 if broken else 0
+
+
+async def _opened(
+    stack: contextlib.AsyncExitStack, assembling: AbstractAsyncContextManager[Parts], told: asyncio.Task[bool]
+) -> Parts | None:
+    """Take the parts up; None where the worker is told to stop meanwhile: a server may be away for long."""
+
+    def give_up(_told: object) -> None:
+        opening.reschedule(-1)
+
+    try:
+        async with asyncio.timeout(None) as opening:
+            told.add_done_callback(give_up)
+            try:
+                return await stack.enter_async_context(assembling)
+            finally:
+                told.remove_done_callback(give_up)
+    except TimeoutError:
+        if opening.expired():
+            return None
+        raise
+
+
+async def _work(
+    parts: Parts, settings: Settings, log: FilteringBoundLogger, told: asyncio.Task[bool]
+) -> bool:
+    """Take deliveries until told to stop, then drain; return whether something broke instead."""
+    sweep = asyncio.create_task(parts.replies.sweep_forever(), name="reply sweep")
+    _collect_seldom()
+    parts.consumer.start()
+    parts.cancels.start()
+    ready = asyncio.create_task(_tell_when_ready(parts, log), name="readiness")
+    await asyncio.wait({told, sweep}, return_when=asyncio.FIRST_COMPLETED)
+    log.info("stopping", jobs_in_flight=parts.consumer.running)
+    await _drain(parts, settings.worker_grace_seconds)
+    broken = sweep.done()
+    for task in (sweep, told, ready):
+        task.cancel()
+    await asyncio.gather(sweep, told, ready, return_exceptions=True)
+    if broken:
+        log.error("the reply sweep ended", error=type(sweep.exception()).__name__)
+    return broken
 
 
 def _collect_seldom() -> None:

@@ -179,7 +179,7 @@ def _handlers(tools: Registry) -> Mapping[Kind, KindHandler]:
 @contextlib.asynccontextmanager
 async def _database(settings: Settings, observer: Observer) -> AsyncIterator[Database]:
     url, timeout = settings.database_url.get_secret_value(), settings.worker_startup_timeout
-    if settings.worker_auto_setup and not await is_current(url, startup_timeout=timeout):
+    if settings.worker_auto_setup and not await is_current(url, startup_timeout=timeout, observer=observer):
         # Ten megabytes that a worker does without whose tables are as they should be.
         from worker.adapters.database import setup  # noqa: PLC0415
 

@@ -49,7 +49,7 @@ def job(**fields: Any) -> JobRow:
         (
             {"status": "running", "lease_owner": "w1", "takeovers": 2},
             [
-                "it is at work on box, process 7, with 1 requests to OpenAI so far",
+                "it is at work on box, process 7, with 1 request to OpenAI so far",
                 "it was taken over 2 times from workers that died or stalled",
             ],
         ),
@@ -60,14 +60,14 @@ def job(**fields: Any) -> JobRow:
         (
             {"status": "failed", "error_code": "timeout", "finished_at": NOON},
             [
-                "it failed (timeout) at 2026-11-22 12:00:00 UTC, after 1 requests to OpenAI",
+                "it failed (timeout) at 2026-11-22 12:00:00 UTC, after 1 request to OpenAI",
                 "nobody asked for a reply; the result is stored",
             ],
         ),
         (
             {"status": "succeeded", "finished_at": NOON, "reply_status": "pending", "reply_to": "q"},
             [
-                "it succeeded at 2026-11-22 12:00:00 UTC, after 1 requests to OpenAI",
+                "it succeeded at 2026-11-22 12:00:00 UTC, after 1 request to OpenAI",
                 "its reply to q is owed and will be published by any worker",
             ],
         ),
@@ -81,14 +81,14 @@ def job(**fields: Any) -> JobRow:
                 "reply_due_at": NOON + timedelta(seconds=60),
             },
             [
-                "it succeeded at 2026-11-22 12:00:00 UTC, after 1 requests to OpenAI",
+                "it succeeded at 2026-11-22 12:00:00 UTC, after 1 request to OpenAI",
                 RETURNED,
             ],
         ),
         (
             {"status": "succeeded", "finished_at": NOON, "reply_status": "undeliverable", "reply_to": "q"},
             [
-                "it succeeded at 2026-11-22 12:00:00 UTC, after 1 requests to OpenAI",
+                "it succeeded at 2026-11-22 12:00:00 UTC, after 1 request to OpenAI",
                 "its reply is undeliverable, since there is no queue q; the result is stored",
             ],
         ),

@@ -74,7 +74,7 @@ def _lines(job: "JobRow", workers: Sequence["WorkerRow"], now: datetime, lease: 
     status = JobStatus(job.status)
     if status.terminal:
         code = f" ({job.error_code})" if job.error_code else ""
-        yield f"it {_ENDS[status]}{code} at {_time(job.finished_at)}, after {job.attempts} requests to OpenAI"
+        yield f"it {_ENDS[status]}{code} at {_time(job.finished_at)}, after {_requests(job)}"
         yield _reply(job, now)
         return
     if status is JobStatus.RUNNING:
@@ -130,9 +130,7 @@ def _running(job: "JobRow", workers: Sequence["WorkerRow"], now: datetime, lease
             " and the next is overdue; without one,"
             f" others take the job over from {_time(owner.alive_until)} on"
         )
-    return (
-        f"it is at work on {owner.host}, process {owner.pid}, with {job.attempts} requests to OpenAI so far"
-    )
+    return f"it is at work on {owner.host}, process {owner.pid}, with {_requests(job)} so far"
 
 
 def _waiting(job: "JobRow", now: datetime) -> str:
@@ -146,3 +144,7 @@ def _waiting(job: "JobRow", now: datetime) -> str:
 
 def _time(at: datetime | None) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S} UTC" if at else "an unknown time"
+
+
+def _requests(job: "JobRow") -> str:
+    return f"{job.attempts} request{'' if job.attempts == 1 else 's'} to OpenAI"

@@ -64,7 +64,7 @@ async def open_database(
     Raises DatabaseUrlError, DatabaseUnreachableError and DatabaseSchemaError.
     """
     async with (
-        opened(url, Use.READ, startup_timeout=startup_timeout) as engine,
+        opened(url, Use.READ, startup_timeout=startup_timeout, observer=observer) as engine,
         _writer(url, observer, budgets) as writer,
     ):
         clock = DatabaseClock()
@@ -84,10 +84,10 @@ async def open_database(
             )
 
 
-async def is_current(url: str, *, startup_timeout: float = 30.0) -> bool:
+async def is_current(url: str, *, startup_timeout: float = 30.0, observer: Observer | None = None) -> bool:
     """Tell whether the tables are at the newest revision. Raises as `open_database`."""
     async with _engine(url, Use.MIGRATE) as engine:
-        await reach(engine, place(url), startup_timeout)
+        await reach(engine, place(url), startup_timeout, observer)
         return await current_revision(engine) == REVISION
 
 
@@ -99,12 +99,14 @@ async def open_queries(url: str, *, startup_timeout: float = 30.0) -> AsyncItera
 
 
 @asynccontextmanager
-async def opened(url: str, use: Use, *, startup_timeout: float = 30.0) -> AsyncIterator[AsyncEngine]:
+async def opened(
+    url: str, use: Use, *, startup_timeout: float = 30.0, observer: Observer | None = None
+) -> AsyncIterator[AsyncEngine]:
     """Open an engine on a database that has the right tables. Raises as `open_database`."""
     async with _engine(url, use) as engine:
         if not exists(url):
             raise DatabaseSchemaError(f"{place(url)} does not exist: run `openai-worker migrate`")
-        await reach(engine, place(url), startup_timeout)
+        await reach(engine, place(url), startup_timeout, observer)
         await _check_revision(engine, place(url))
         yield engine
 

@@ -22,6 +22,7 @@ from worker.adapters.database.errors import (
     safe,
     trouble,
 )
+from worker.adapters.database.reach import SERVER
 from worker.adapters.database.reasons import reason
 from worker.adapters.database.work import Operation, Step
 from worker.domain.events import Broken, ServerTrouble
@@ -278,4 +279,4 @@ class GroupCommit:
     def _note(self, *, up: bool, error: str | None = None) -> None:
         if up is not self._up:
             self._up = up
-            self._observer(ServerTrouble(server="database", up=up, error=error))
+            self._observer(ServerTrouble(server=SERVER, up=up, error=error))
