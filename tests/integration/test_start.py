@@ -17,11 +17,10 @@ AWAY = {
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("server", AWAY)
 async def test_nobody_waits_for_a_server_once_told_to_stop(
-    server: str, number: signal.Signals, amqp_url: str, tmp_path: Path
+    server: str, number: signal.Signals, amqp_url: str, sqlite_url: str, tmp_path: Path
 ) -> None:
     """A supervisor would kill it long before the server comes, or the worker gives it up."""
-    settings = {"OPENAI_API_KEY": "sk-not-a-key", "AMQP_URL": amqp_url, "WORKER_STARTUP_TIMEOUT": "60"}
-    settings |= {"WORKER_HTTP_PORT": "0", "WORKER_LOG_FORMAT": "json", "WORKER_LOG_LEVEL": "info"}
+    settings = {"AMQP_URL": amqp_url, "DATABASE_URL": sqlite_url, "WORKER_STARTUP_TIMEOUT": "60"}
     async with running("run", folder=tmp_path, settings=settings | AWAY[server]) as worker:
         await worker.logged("server is away", server=server)
         worker.send(number)
