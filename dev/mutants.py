@@ -189,13 +189,7 @@ MUTANTS = (
     ),
     Mutant(
         name="a small reply overtakes a large one that is counted already",
-        edits=[
-            (
-                "worker/adapters/rabbitmq/outlet.py",
-                "not self._with_driver and ",
-                "",
-            )
-        ],
+        edits=[("worker/adapters/rabbitmq/outlet.py", "not self._with_driver and ", "")],
         tests=[
             "tests/integration/test_rabbitmq_publisher.py::test_replies_leave_in_the_order_of_their_numbers"
         ],
@@ -283,10 +277,7 @@ MUTANTS = (
             )
         ],
         tests=[
-            (
-                "tests/integration/test_rabbitmq_consumer_errors.py::"
-                "test_where_everything_breaks_nothing_is_given_up"
-            )
+            "tests/integration/test_rabbitmq_consumer_errors.py::test_where_everything_breaks_nothing_is_given_up"
         ],
     ),
     Mutant(

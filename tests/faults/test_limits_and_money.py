@@ -181,7 +181,8 @@ async def test_e04_flood_of_one_tenant(scene: Scene) -> None:
         await scene.worker(**quiet)
     await scene.replied(flood + 10, within=400)
     # Who is claimed ahead of a place gives its permit back when the machine stands still for half a second.
-    await scene.holds(within=200, unsent=100)
+    ahead = 64 // 4
+    await scene.holds(within=200, unsent=2 * ahead)
 
 
 async def answered_after(scene: Scene, job_id: str, sent: float) -> float:

@@ -90,6 +90,27 @@ async def test_replies_leave_in_the_order_of_their_numbers(amqp_url: str) -> Non
         assert [len((await queue.get()).body) for _ in range(3)] == [5, 300_000, 4]
 
 
+async def test_a_channel_that_is_about_to_close_gets_one_reply_only(amqp_url: str) -> None:
+    """Which hears of it at once; the next waits for another channel, however long that one takes to go."""
+    async with proxied(amqp_url) as (proxy, link), reply_queue(amqp_url) as queue:
+        publisher = RabbitPublisher(link)
+        assert await publisher.reply(owed(queue.name))
+        channel, writer = publisher._replies._channel, link._transports._writer
+        assert channel
+        assert writer
+        proxy.hold()
+        closing = asyncio.create_task(channel.close())
+        await until(lambda: writer._closing)
+        with pytest.raises(PublishError, match="closed"):
+            await publisher.reply(owed(queue.name))
+        assert not channel.is_closed
+        waiting = asyncio.create_task(publisher.reply(owed(queue.name)))
+        await asyncio.sleep(0)
+        proxy.let_go()
+        assert await waiting
+        await closing
+
+
 async def test_direct_reply_to_works(amqp_url: str) -> None:
     """A client that asks for a direct reply gets it once, and one that is gone costs nothing."""
     async with linked(amqp_url) as link, plain(amqp_url) as channel:
